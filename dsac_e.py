@@ -1,37 +1,29 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "torch==2.13.0",
-#     "gymnasium==1.4.0",
-#     "mujoco==4.0.0",
-#     "imageio==2.38.1",
-#     "numpy==2.4.6",
-#     "tyro==1.0.17",
-#     "tensorboard==2.21.0",
-#     "tqdm==4.70.1",
+#     "torch==2.13.0", "gymnasium==1.4.0", "mujoco==4.0.0", "imageio==2.38.1",
+#     "numpy==2.4.6", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1",
 # ]
 # ///
 """DSAC-E: distributional soft actor-critic under a trajectory entropy constraint, in one file.
 
-Paper: "Mind Your Entropy: From Maximum Entropy to Trajectory Entropy-Constrained RL" (TECRL, arXiv 2511.11592).
-It extends DSAC-T (arXiv 2310.05858).
+Paper: "Mind Your Entropy" (TECRL, arXiv 2511.11592), which builds on DSAC-T (arXiv 2310.05858).
 
-Maximum-entropy methods add alpha * entropy to the reward. Every change of the temperature alpha then moves the
-target of the critic, and alpha itself is tuned on the entropy of single steps. DSAC-E separates the two:
-  - twin critics Q learn the return of the reward alone, as Gaussian distributions N(Q, sigma^2);
-  - one more critic Qe learns the entropy that the policy will have, discounted, along the rest of its trajectory;
-  - the policy maximises Q + alpha * (its entropy now + Qe), and alpha is the multiplier of the constraint
-    E[-log pi + Qe] >= rho * H0 / (1 - gamma), with H0 = -(number of action dimensions).
+Where SAC adds alpha * entropy to the reward, so that every change of alpha moves the critic's target, here
+  - twin critics learn the return of the reward alone, as Gaussian value distributions N(Q, sigma^2);
+  - one more critic, Qe, learns the discounted entropy that the policy will have along the rest of its trajectory;
+  - the policy maximises Q + alpha * (-log pi + Qe), and alpha is the multiplier of the constraint
+    E[-log pi + Qe] >= rho * H0 / (1 - gamma), where H0 = -(number of action dimensions).
 
-    TECRL paper                          here
-    PEV  policy evaluation     Eq. 11    pev()    Q and sigma towards the reward's return; no alpha
-    PIS  policy introspection  Eq. 12-13 pis()    Qe towards the discounted entropy to come; no alpha, no reward
-    PIM  policy improvement    Eq. 14    pim()    the policy
-    TUP  temperature update    Eq. 15    tup()    alpha
-    order, delay, target networks        Agent.update()
+    TECRL paper                             here
+    PEV  policy evaluation, Eq. 11          pev()
+    PIS  policy introspection, Eq. 12-13    pis()
+    PIM  policy improvement, Eq. 14         pim()
+    TUP  temperature update, Eq. 15         tup()
+    order, delay, target networks           Agent.update()
 
-Shapes: B batch, S observation, A action dimensions. Entropies are in nats. What a paper leaves open is marked [ours].
-Above the line of '=' is the algorithm. Below it, data and training: the same text in all four scripts.
+Shapes: B batch, S observation, A action dimensions. Entropies are in nats. What the papers leave open is marked [ours].
+Above the double line is the algorithm. Below it, data and training: the same text in all four scripts.
 """
 
 import copy
@@ -42,7 +34,7 @@ import re
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -61,7 +53,7 @@ ALGORITHM = "dsac_e"
 
 @dataclass
 class Args:
-    """DSAC-E: train on one gymnasium task, or evaluate what a run has learned. Steps are environment steps."""
+    """Train on one gymnasium task, or evaluate what a run has learned. Steps are environment steps."""
 
     env_id: str = "Humanoid-v4"
     """the task: any gymnasium id with flat Box observations and bounded Box actions"""
@@ -80,9 +72,9 @@ class Args:
     gamma: float = 0.99
     """discount factor"""
     tau: float = 0.005
-    """rate at which the target networks (and the mean of sigma) follow"""
+    """rate at which the target networks and the running mean of sigma follow"""
     policy_delay: int = 2
-    """policy, alpha and target networks move at every so many critic updates"""
+    """critic updates per update of the policy, alpha and the target networks"""
     hidden_width: int = 256
     """units in each of the three hidden layers"""
     policy_lr: float = 1e-4
@@ -92,23 +84,29 @@ class Args:
     alpha_lr: float = 3e-4
     """learning rate of log(alpha)"""
     rho: float | None = None
-    """scale of the entropy budget; a larger rho asks for less entropy (default: 20 for Humanoid and Walker2d, else 1)"""
+    """scale of the entropy budget, larger asks for less entropy; None: 20 for Humanoid and Walker2d, 1 for the rest"""
+    tec: bool = True
+    """trajectory entropy constraint; --no-tec constrains the entropy of single steps to rho * H0 (ablation)"""
+    res: bool = True
+    """reward/entropy separation; --no-res puts the entropy into the reward, as DSAC-T does (ablation)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where networks and replay live; auto takes CUDA when there is one"""
     compile: bool = False
-    """compile the update with torch.compile (needs a C++ compiler; the first updates then take a minute)"""
+    """compile the update with torch.compile: needs a C++ compiler, and the first updates then take a minute"""
     eval_interval: int = 50_000
     """steps between two evaluations"""
     eval_episodes: int = 10
     """episodes of one evaluation, played with the deterministic policy"""
     run_dir: Path | None = None
-    """where the run is written (default: runs/<task>__<algorithm>__<seed>__<time>)"""
+    """where the run is written; None: runs/<task>__<algorithm>__<seed>__<time>"""
     evaluate: Path | None = None
     """evaluate the policy saved in this run directory instead of training"""
 
     def __post_init__(self):
         if self.rho is None:
-            self.rho = 20.0 if re.search(r"(Humanoid|Walker2d)-v\d+$", self.env_id) else 1.0
+            self.rho = 20.0 if re.search(r"\b(Humanoid|Walker2d)-v\d+$", self.env_id) else 1.0
+        if self.tec and not self.res:
+            fail("--no-res needs --no-tec as well: the trajectory constraint is built on Qe")
 
 
 class Batch(NamedTuple):
@@ -122,7 +120,7 @@ class Batch(NamedTuple):
 
 
 class Linear(nn.Module):
-    """n linear layers side by side, (n, B, fan_in) -> (n, B, fan_out), each initialised as nn.Linear would be."""
+    """n layers like nn.Linear side by side, in one batched product: (n, B, fan_in) -> (n, B, fan_out)."""
 
     def __init__(self, n: int, fan_in: int, fan_out: int):
         super().__init__()
@@ -135,13 +133,13 @@ class Linear(nn.Module):
 
 
 def mlp(n: int, inputs: int, outputs: int, width: int) -> nn.Sequential:
-    """n independent networks in one: (n, B, inputs) -> (n, B, outputs), three hidden GELU layers, linear outputs."""
+    """n independent networks of three hidden GELU layers: (n, B, inputs) -> (n, B, outputs)."""
     hidden = [layer for fan_in in (inputs, width, width) for layer in (Linear(n, fan_in, width), nn.GELU())]
     return nn.Sequential(*hidden, Linear(n, width, outputs))
 
 
 class Policy(nn.Module):
-    """Squashed Gaussian: action = center + half_range * tanh(u), u ~ N(mu(obs), std(obs)).
+    """Squashed Gaussian: action = center + half_range * tanh(u), u ~ N(mu(obs), std(obs)^2).
 
     low, high: (A,) bounds of the action space.
     """
@@ -149,8 +147,8 @@ class Policy(nn.Module):
     def __init__(self, obs_dim: int, low: np.ndarray, high: np.ndarray, hidden_width: int = 256):
         super().__init__()
         self.net = mlp(1, obs_dim, 2 * len(low), hidden_width)
-        self.register_buffer("center", torch.as_tensor((high + low) / 2, dtype=torch.float32))
-        self.register_buffer("half_range", torch.as_tensor((high - low) / 2, dtype=torch.float32))
+        self.register_buffer("center", torch.tensor((high + low) / 2, dtype=torch.float32))
+        self.register_buffer("half_range", torch.tensor((high - low) / 2, dtype=torch.float32))
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,).
@@ -160,17 +158,16 @@ class Policy(nn.Module):
         mu, log_std = self.net(obs.unsqueeze(0)).squeeze(0).chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 0.5)
         u = mu + log_std.exp() * noise
-        # log(1 - tanh(u)^2) in a form that stays exact where tanh(u) rounds to 1.
+        log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
+        # log(1 - tanh(u)^2), in a form that stays exact where tanh(u) rounds to 1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
-        log_prob = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2 - log_slope
-        return self.center + self.half_range * u.tanh(), log_prob.sum(-1)
+        return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
 
     @torch.inference_mode()
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         """obs (B, S) -> action (B, A): a sample, or the squashed mean when deterministic."""
-        shape = (len(obs), len(self.center))
-        noise = torch.zeros(shape, device=obs.device) if deterministic else torch.randn(shape, device=obs.device)
-        return self(obs, noise)[0]
+        noise = torch.randn(len(obs), len(self.center), device=obs.device)
+        return self(obs, torch.zeros_like(noise) if deterministic else noise)[0]
 
 
 class TwinCritics(nn.Module):
@@ -186,7 +183,7 @@ class TwinCritics(nn.Module):
 
 
 class EntropyCritic(nn.Module):
-    """Qe(s, a) = E[sum over t >= 1 of gamma^t H(pi|s_t)]: obs (B, S), action (B, A) -> (B,), in nats."""
+    """Qe(s, a) = E[sum over t >= 1 of gamma^t H(pi|s_t)], from the next state on: (B, S), (B, A) -> (B,), in nats."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):
         super().__init__()
@@ -202,12 +199,12 @@ def frozen(net: nn.Module):
     return lambda *inputs: torch.func.functional_call(net, weights, inputs)
 
 
-def pev(critics, target_critics, batch, next_action, noise, sigma_mean, gamma, tau):
+def pev(critics, target_critics, batch, next_action, noise, spread, gamma, tau):
     """PEV, policy evaluation (Eq. 11): both value distributions towards the return of the reward alone.
 
-    next_action (B, A) ~ target policy at next_obs; noise (B,) standard normal;
-    sigma_mean (2,) running mean of each twin's sigma, 0 before the first batch.
-    Returns the loss, whose gradient (not its value) is the paper's; the new sigma_mean; tensors to log.
+    next_action (B, A) of the target policy at next_obs; noise (B,) standard normal;
+    spread (2,) running mean of each twin's sigma, 0 before the first batch.
+    Returns the loss (only its gradient means something), the new spread, tensors to log.
     """
     q, sigma = critics(batch.obs, batch.action)  # (2, B)
     with torch.no_grad():
@@ -215,54 +212,55 @@ def pev(critics, target_critics, batch, next_action, noise, sigma_mean, gamma, t
         smaller = next_q.argmin(0, keepdim=True)  # the twin with the smaller mean, per sample
         next_q, next_sigma = next_q.gather(0, smaller), next_sigma.gather(0, smaller)  # (1, B)
         discount = gamma * (1 - batch.terminated)
-        y_q = batch.reward + discount * next_q  # DSAC-T refinement 1: the expected target moves the mean
-        y_z = batch.reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))  # the sampled one moves sigma
-        sigma_mean = torch.where(sigma_mean > 0, sigma_mean.lerp(sigma.mean(1), tau), sigma.mean(1))
-        bound = 3 * sigma_mean.unsqueeze(1)
+        y_q = batch.reward + discount * next_q  # DSAC-T, refinement 1: the expected target moves Q,
+        y_z = batch.reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))  # the sampled one only sigma
+        # DSAC-T, refinement 3: clipping and scaling follow the mean spread of each twin.
+        spread = torch.where(spread > 0, spread.lerp(sigma.mean(1), tau), sigma.mean(1))
+        bound = 3 * spread.unsqueeze(1)
         y_z = y_z.clamp(q - bound, q + bound)  # (2, B)
-        # DSAC-T refinement 3: variance-based scaling of the gradient of the Gaussian log-likelihood.
         eps = 0.1
-        weight = sigma_mean.square().unsqueeze(1) + eps
+        weight = spread.square().unsqueeze(1) + eps
         q_gradient = -weight * (y_q - q) / (sigma**2 + eps)
         sigma_gradient = -weight * ((y_z - q) ** 2 - sigma**2) / (sigma**3 + eps)
     loss = (q_gradient * q + sigma_gradient * sigma).mean(1).sum()
-    return loss, sigma_mean, {"critic/q": q.detach(), "critic/sigma": sigma.detach(), "critic/target": y_q}
+    log = {"losses/pev": loss.detach(), "critic/q": q.detach(), "critic/sigma": sigma.detach(), "critic/target": y_q}
+    return loss, spread, log
 
 
 def pis(entropy_critic, target_entropy_critic, batch, next_action, next_log_prob, gamma):
     """PIS, policy introspection (Eq. 12-13): Qe towards the discounted entropy from the next state on.
 
-    next_action (B, A), next_log_prob (B,): the sample of the target policy that PEV uses too.
-    Returns the loss and tensors to log.
+    next_action (B, A), next_log_prob (B,): the sample that PEV uses too. Returns the loss and tensors to log.
     """
-    with torch.no_grad():
-        # [ours] one-sample estimate of the entropy, -log pi: unbiased, and the quantity that PIM and TUP see.
-        next_entropy = -next_log_prob
-        next_qe = target_entropy_critic(batch.next_obs, next_action)
-        y_e = gamma * (1 - batch.terminated) * (next_entropy + next_qe)
     qe = entropy_critic(batch.obs, batch.action)
-    return F.mse_loss(qe, y_e), {"entropy/qe": qe.detach()}
+    with torch.no_grad():
+        next_qe = target_entropy_critic(batch.next_obs, next_action)
+        # [ours] H(pi|s') by one sample, -log pi: unbiased, free, and the quantity that PIM and TUP see.
+        y_e = gamma * (1 - batch.terminated) * (-next_log_prob + next_qe)
+    loss = F.mse_loss(qe, y_e)
+    return loss, {"losses/pis": loss.detach(), "entropy/qe": qe.detach()}
 
 
 def pim(policy, critics, entropy_critic, obs, noise, alpha):
-    """PIM, policy improvement (Eq. 14): maximise min Q + alpha * (-log pi + Qe), critics frozen, alpha constant.
+    """PIM, policy improvement (Eq. 14): maximise min Q + alpha * (-log pi + Qe); critics and alpha are constants.
 
-    obs (B, S), noise (B, A) standard normal, alpha (). Returns the loss and, (B,) each without a gradient,
-    the policy's entropy estimate -log pi and the trajectory entropy -log pi + Qe.
+    obs (B, S), noise (B, A) standard normal, alpha (). Without an entropy_critic, Qe is left out (ablation).
+    Returns the loss, the entropy -log pi (B,) and the trajectory entropy -log pi + Qe (B,), both without gradient.
     """
     action, log_prob = policy(obs, noise)
     q, _ = frozen(critics)(obs, action)
-    trajectory_entropy = -log_prob + frozen(entropy_critic)(obs, action)
+    entropy = -log_prob
+    trajectory_entropy = entropy + frozen(entropy_critic)(obs, action) if entropy_critic else entropy
     loss = -(torch.minimum(q[0], q[1]) + alpha.detach() * trajectory_entropy).mean()
-    return loss, -log_prob.detach(), trajectory_entropy.detach()
+    return loss, entropy.detach(), trajectory_entropy.detach()
 
 
-def tup(log_alpha, trajectory_entropy, budget):
-    """TUP, temperature update (Eq. 15): minimised, so alpha falls while there is more entropy than the budget.
+def tup(log_alpha, entropy, budget):
+    """TUP, temperature update (Eq. 15), to be minimised: alpha falls while there is more entropy than the budget.
 
-    log_alpha (), trajectory_entropy (B,) from PIM, budget in nats. Returns the loss.
+    log_alpha (), entropy (B,) as found by PIM, budget () in nats. Returns the loss.
     """
-    return log_alpha.exp() * (trajectory_entropy.detach().mean() - budget)
+    return log_alpha.exp() * (entropy.detach().mean() - budget)
 
 
 class Agent(nn.Module):
@@ -270,155 +268,151 @@ class Agent(nn.Module):
 
     def __init__(self, args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray):
         super().__init__()
-        self.args = args
+        self.args, action_dim = args, len(low)
         self.policy = Policy(obs_dim, low, high, args.hidden_width)
-        self.critics = TwinCritics(obs_dim, len(low), args.hidden_width)
-        self.entropy_critic = EntropyCritic(obs_dim, len(low), args.hidden_width)
-        self.target_policy, self.target_critics, self.target_entropy_critic = (
-            copy.deepcopy(net).requires_grad_(False) for net in (self.policy, self.critics, self.entropy_critic)
-        )
+        self.critics = TwinCritics(obs_dim, action_dim, args.hidden_width)
+        self.entropy_critic = EntropyCritic(obs_dim, action_dim, args.hidden_width)
+        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
+        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
+        self.target_entropy_critic = copy.deepcopy(self.entropy_critic).requires_grad_(False)
+        self.online = [weight for weight in self.parameters() if weight.requires_grad]
+        self.targets = [weight for weight in self.parameters() if not weight.requires_grad]
+        self.register_buffer("spread", torch.zeros(2))
         self.log_alpha = nn.Parameter(torch.tensor(1.0))
-        self.register_buffer("sigma_mean", torch.zeros(2))
-        budget = args.rho * -len(low) / (1 - args.gamma)  # rho * H0 / (1 - gamma), H0 = -A
+        budget = args.rho * -action_dim / (1 - args.gamma if args.tec else 1)  # rho * H0, discounted over all steps
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
-
-        critic_weights = [*self.critics.parameters(), *self.entropy_critic.parameters()]
-        self.critic_optimizer = torch.optim.Adam(critic_weights, lr=args.critic_lr, fused=True)
-        policy_group = {"params": [*self.policy.parameters()], "lr": args.policy_lr}
+        critic_weights = [*self.critics.parameters(), *self.entropy_critic.parameters()]  # one Adam step for all three
+        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         alpha_group = {"params": [self.log_alpha], "lr": args.alpha_lr}
-        self.policy_optimizer = torch.optim.Adam([policy_group, alpha_group], fused=True)
-        self.online = [*self.policy.parameters(), *critic_weights]
-        targets = (self.target_policy, self.target_critics, self.target_entropy_critic)
-        self.targets = [weight for net in targets for weight in net.parameters()]
+        self.policy_optimizer = torch.optim.Adam(
+            [{"params": self.policy.parameters()}, alpha_group], args.policy_lr, fused=True
+        )
 
     def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
-        """One update; the policy, alpha and the targets move in the delayed ones only. Returns tensors to log."""
-        args = self.args
+        """One update. The policy, alpha and the targets move only when delayed is set. Returns tensors to log."""
+        gamma, tau, alpha = self.args.gamma, self.args.tau, self.log_alpha.detach().exp()
         with torch.no_grad():
-            noise = torch.randn_like(batch.action)
-            next_action, next_log_prob = self.target_policy(batch.next_obs, noise)
-        pev_loss, sigma_mean, metrics = pev(
-            self.critics, self.target_critics, batch, next_action, torch.randn_like(batch.reward),
-            self.sigma_mean, args.gamma, args.tau,
-        )  # fmt: skip
-        pis_loss, pis_metrics = pis(
-            self.entropy_critic, self.target_entropy_critic, batch, next_action, next_log_prob, args.gamma
+            next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
+        if not self.args.res:  # ablation: the entropy of the next step becomes part of the reward
+            bonus = gamma * (1 - batch.terminated) * -alpha * next_log_prob
+            batch = batch._replace(reward=batch.reward + bonus)
+        noise = torch.randn_like(batch.reward)
+        pev_loss, spread, log = pev(
+            self.critics, self.target_critics, batch, next_action, noise, self.spread, gamma, tau
         )
+        pis_loss, pis_log = pis(
+            self.entropy_critic, self.target_entropy_critic, batch, next_action, next_log_prob, gamma
+        )
+        self.spread.copy_(spread)
         self.critic_optimizer.zero_grad()
-        (pev_loss + pis_loss).backward()  # two losses of separate weights, one optimiser step
+        (pev_loss + pis_loss).backward()
         self.critic_optimizer.step()
-        self.sigma_mean.copy_(sigma_mean)
-        metrics |= {"losses/pev_loss": pev_loss.detach(), "losses/pis_loss": pis_loss.detach(), **pis_metrics}
+        log |= pis_log
         if not delayed:
-            return metrics
+            return log
 
         noise = torch.randn_like(batch.action)
-        pim_loss, entropy, trajectory_entropy = pim(
-            self.policy, self.critics, self.entropy_critic, batch.obs, noise, self.log_alpha.exp()
-        )
-        tup_loss = tup(self.log_alpha, trajectory_entropy, self.budget)
+        entropy_critic = self.entropy_critic if self.args.res else None
+        pim_loss, entropy, trajectory_entropy = pim(self.policy, self.critics, entropy_critic, batch.obs, noise, alpha)
+        tup_loss = tup(self.log_alpha, trajectory_entropy if self.args.tec else entropy, self.budget)
         self.policy_optimizer.zero_grad()
         (pim_loss + tup_loss).backward()
         self.policy_optimizer.step()
         with torch.no_grad():
-            # [ours] Far from its budget log(alpha) drifts for the whole run, and exp would leave float32.
+            # [ours] Far from its budget log(alpha) drifts for a whole run; unbounded, exp would leave float32.
             self.log_alpha.clamp_(-20, 20)
-            torch._foreach_lerp_(self.targets, self.online, args.tau)
-        return metrics | {
-            "losses/pim_loss": pim_loss.detach(),
-            "losses/alpha_loss": tup_loss.detach(),
-            "losses/alpha": self.log_alpha.detach().exp(),
-            "entropy/policy": entropy,
-            "entropy/trajectory": trajectory_entropy,
-            "entropy/budget": self.budget,
-        }
+            torch._foreach_lerp_(self.targets, self.online, tau)
+        log |= {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
+        log |= {"entropy/policy": entropy, "entropy/trajectory": trajectory_entropy}
+        return log | {"entropy/budget": self.budget}
 
 
 # ======================================================================================================================
 # The harness: data and training, the same text in dsac_e.py, dsac_t.py, sac.py and td3.py.
-# It knows the algorithm as Args, Batch, Policy.act and Agent.update.
+# Of the algorithm it knows Args, Batch, Policy.act and Agent.update.
 
-LOG_INTERVAL = 500  # updates between two readings of the metrics: reading them waits for the device
+LOG_INTERVAL = 500  # updates between two readings of the tensors to log: a reading waits for the device
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the program with one line and exit code 2: what is wrong, and what to type instead."""
-    print(f"{ALGORITHM}: error: {message}", file=sys.stderr)
+    """Ends the program with exit code 2 and one line: what is wrong, and what to type instead."""
+    print(f"{ALGORITHM}: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 
 def check(args: Args):
-    """Refuses arguments that cannot work, before anything is built."""
-    if not 0 <= args.gamma < 1:
-        fail(f"--gamma must lie in [0, 1), not {args.gamma}")
+    """Refuses arguments that cannot work."""
     for name, value in vars(args).items():
-        lowest = 0 if name in ("seed", "gamma", "learning_starts") else sys.float_info.min
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and not lowest <= value < math.inf:
-            fail(f"--{name.replace('_', '-')} must be {'at least 0' if lowest == 0 else 'positive'}, not {value}")
-    if args.tau > 1:
-        fail(f"--tau must lie in (0, 1], not {args.tau}")
-    if args.buffer_size < max(args.batch_size, args.num_envs):
-        fail(f"--buffer-size {args.buffer_size} must hold --batch-size {args.batch_size} and --num-envs {args.num_envs}")
-    if args.learning_starts >= args.total_timesteps:
-        fail(f"--learning-starts {args.learning_starts} must be below --total-timesteps {args.total_timesteps}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        fail("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+        lowest = 0 if name in ("seed", "gamma", "learning_starts") or "noise" in name else sys.float_info.min
+        if type(value) in (int, float) and not lowest <= value < math.inf:
+            fail(f"--{name.replace('_', '-')} must be {'positive' if lowest else 'zero or more'}, not {value}")
+    for wrong, message in (
+        (args.gamma >= 1, f"--gamma must be below 1, not {args.gamma}"),
+        (args.tau > 1, f"--tau must be at most 1, not {args.tau}"),
+        (args.batch_size > args.buffer_size, f"--batch-size must be at most --buffer-size ({args.buffer_size})"),
+        (args.num_envs > args.buffer_size, f"--num-envs must be at most --buffer-size ({args.buffer_size})"),
+        (args.learning_starts >= args.total_timesteps, "--learning-starts must be below --total-timesteps"),
+        (args.device == "cuda" and not torch.cuda.is_available(), "no CUDA device is visible: use --device cpu"),
+    ):
+        if wrong:
+            fail(message)
 
 
 def explain(env_id: str, error: Exception) -> str:
-    """Why gymnasium could not make env_id, and which id to type instead."""
-    name = re.sub(r"-v\d+$", "", env_id)
-    newer = [f"{name}-v{n}" for n in (4, 5) if f"{name}-v{n}" in gym.registry and f"{name}-v{n}" != "Pusher-v4"]
-    if isinstance(error, ImportError) and newer and env_id not in newer:
-        why = "needs mujoco < 3" if env_id == "Pusher-v4" else "(a v3-or-older task, as in the papers) needs mujoco-py"
-        return f"{env_id} {why}, which is no longer supported; use --env-id {' or '.join(newer)}"
+    """Why gymnasium could not make env_id, and what to type instead."""
     if isinstance(error, gym.error.UnregisteredEnv | gym.error.DeprecatedEnv):
-        known = {known.lower(): known for known in gym.registry}
-        close = newer or [known[match] for match in difflib.get_close_matches(env_id.lower(), known, n=3)]
-        return f"there is no task {env_id!r}" + (f"; did you mean {' or '.join(close)}?" if close else "")
-    return f"gymnasium could not make {env_id}: {error}".splitlines()[0]
+        why = "is not registered"
+    elif isinstance(error, ImportError) and "mujoco" in str(error):
+        why = "needs mujoco < 3" if env_id == "Pusher-v4" else "needs mujoco-py, as the papers' v3 tasks did"
+    else:
+        return f"{env_id}: {' '.join(str(error).split())}"
+    # The mujoco-py tasks are registered still, each as a function that raises.
+    ids = [known for known, spec in gym.registry.items() if isinstance(spec.entry_point, str) and known != "Pusher-v4"]
+    same_name = [known for known in ids if known.rpartition("-v")[0] == env_id.rpartition("-v")[0]]
+    return f"{env_id} {why}; try --env-id {' or '.join(same_name or difflib.get_close_matches(env_id, ids, cutoff=0))}"
 
 
 def make_envs(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
-    """num_envs copies of the task, stepped in turn; an episode's last observation is in infos["final_obs"].
+    """num_envs copies of the task, stepped in turn; the last observation of an episode is in infos["final_obs"].
 
-    In turn, since worker processes were slower on two cores (20 copies: HalfCheetah 5.0 ms against 1.5 ms, Hopper
-    6.5 against 3.7, Humanoid 9.0 against 7.5).
+    In turn because worker processes were slower on two cores, in ms per step of 20 copies: HalfCheetah 5.0 against
+    1.5, Hopper 6.5 against 3.7, Humanoid 9.0 against 7.5.
     """
-    gym.logger.min_level = gym.logger.ERROR  # a v4 id is deprecated: one warning per copy, for what the papers use
+    gym.logger.min_level = gym.logger.ERROR  # else one deprecation notice for each copy of a v4 task
     mujoco.set_mju_user_warning(lambda text: None if "settotalmass" in text else print(text, file=sys.stderr))
     try:
-        thunks = [lambda: gym.make(env_id, disable_env_checker=True)] * num_envs
-        envs = gym.vector.SyncVectorEnv(thunks, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    except Exception as error:  # whatever a third-party task raises, the user gets a line
+        makers = [lambda: gym.make(env_id, disable_env_checker=True)] * num_envs
+        envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+    except Exception as error:  # a task may raise anything
         fail(explain(env_id, error))
     obs, action = envs.single_observation_space, envs.single_action_space
-    if not (isinstance(obs, gym.spaces.Box) and len(obs.shape) == 1):
-        fail(f"{env_id} observes {obs}, but only flat vectors work: choose or register a task with a 1-D Box observation")
-    if not (isinstance(action, gym.spaces.Box) and len(action.shape) == 1):
-        fail(f"{env_id} acts in {action}, but only continuous actions work: choose a task with a 1-D Box action")
-    span = action.high.astype(np.float64) - action.low.astype(np.float64)
-    if not (np.all(0 < span) and np.all(span < np.finfo(np.float32).max)):
-        fail(f"{env_id} has an unbounded (or empty) action range: wrap it in gymnasium.wrappers.RescaleAction")
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
+        fail(f"{env_id} observes {obs}: choose a task with a flat Box, or wrap it in FlattenObservation")
+    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1:
+        fail(f"{env_id} acts in {action}: choose a task with continuous actions, a flat Box")
+    span = action.high.astype(np.float64) - action.low
+    if not np.all((span > 0) & (span < np.finfo(np.float32).max)):
+        fail(f"{env_id} acts in {action}: choose a task whose actions are bounded, or wrap it in RescaleAction")
     return envs
 
 
 def act(policy: Policy, obs: np.ndarray, space: gym.spaces.Box, deterministic: bool = False) -> np.ndarray:
-    """obs (n, S) -> action (n, A) in the dtype and inside the box of `space`, the task's action space."""
-    obs = torch.as_tensor(obs, dtype=torch.float32, device=policy.center.device)
-    action = policy.act(obs, deterministic).cpu().numpy()
+    """obs (n, S) -> action (n, A), of the dtype and inside the box of `space`."""
+    action = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=policy.center.device), deterministic)
+    action = action.cpu().numpy()
     if np.issubdtype(space.dtype, np.integer):
         action = action.round()
-    return action.astype(space.dtype).clip(space.low, space.high)  # rounding may step out of the box by one ulp
+    return action.astype(space.dtype).clip(space.low, space.high)  # float32 may exceed the box by a rounding error
 
 
 def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray]:
-    """Plays one deterministic episode in each environment. Returns their returns and lengths, (num_envs,) each."""
+    """One episode of the deterministic policy in each environment: returns and lengths, (num_envs,) each."""
     obs, _ = envs.reset(seed=seed.generate_state(envs.num_envs).tolist())
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
     running = np.ones(envs.num_envs, bool)
     while running.any():
-        obs, reward, terminated, truncated, _ = envs.step(act(policy, obs, envs.single_action_space, True))
+        action = act(policy, obs, envs.single_action_space, deterministic=True)
+        obs, reward, terminated, truncated, _ = envs.step(action)
         returns[running] += reward[running]
         lengths[running] += 1
         running &= ~(terminated | truncated)
@@ -426,7 +420,7 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: np.random.SeedSeq
 
 
 class ReplayBuffer:
-    """Ring of the last `capacity` transitions, each one packed row: a batch is a single gather."""
+    """Ring of the last `capacity` transitions, one packed row each, so that a batch is a single gather."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.widths = (obs_dim, action_dim, obs_dim, 1, 1)
@@ -434,76 +428,75 @@ class ReplayBuffer:
         self.added = 0
 
     def add(self, obs, action, next_obs, reward, terminated):
-        """Arrays of n rows each; reward and terminated (n,). The oldest n rows make way."""
+        """n transitions, as arrays of n rows; once the ring is full they replace the n oldest."""
         columns = (obs, action, next_obs, reward[:, None], terminated[:, None])
         rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe"))
-        at = torch.arange(self.added, self.added + len(rows)) % len(self.rows)
-        self.rows[at.to(self.rows.device)] = rows.to(self.rows.device)
+        slots = torch.arange(self.added, self.added + len(rows)) % len(self.rows)
+        self.rows[slots.to(self.rows.device)] = rows.to(self.rows.device)
         self.added += len(rows)
 
     def sample(self, batch_size: int) -> Batch:
-        """batch_size transitions drawn uniformly, with replacement."""
-        at = torch.randint(min(self.added, len(self.rows)), (batch_size,), device=self.rows.device)
-        obs, action, next_obs, reward, terminated = self.rows.index_select(0, at).split(self.widths, dim=1)
+        """batch_size transitions, uniformly and with replacement."""
+        slots = torch.randint(min(self.added, len(self.rows)), (batch_size,), device=self.rows.device)
+        obs, action, next_obs, reward, terminated = self.rows.index_select(0, slots).split(self.widths, dim=1)
         return Batch(obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
 
 
-def read(metrics: dict[str, Tensor]) -> dict[str, float]:
-    """The metrics as numbers, in one transfer from the device: of a batch of values, their mean and spread."""
+def read(log: dict[str, Tensor]) -> dict[str, float]:
+    """The logged tensors as numbers, in one transfer: a scalar as it is, a batch as its mean and standard deviation."""
     scalars = {}
-    for tag, value in metrics.items():
-        scalars |= {tag: value} if value.dim() == 0 else {f"{tag}_mean": value.mean(), f"{tag}_std": value.std()}
+    for tag, value in log.items():
+        scalars |= {f"{tag}_mean": value.mean(), f"{tag}_std": value.std()} if value.dim() else {tag: value}
     return dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
 
 
 def save_policy(path: Path, args: Args, policy: Policy):
-    """Writes what --evaluate needs; whoever dies while writing leaves the previous file whole."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()}
+    """Writes what --evaluate needs. Whoever dies while writing leaves the previous file whole."""
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     torch.save({"algorithm": ALGORITHM, "args": plain, "policy": policy.state_dict()}, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
 
 
 def train(args: Args):
-    """The whole run: collect, update, evaluate, log and save, in `args.run_dir`."""
+    """The whole run: act, store, update, evaluate, log, save."""
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     envs, eval_envs = make_envs(args.env_id, args.num_envs), make_envs(args.env_id, args.eval_episodes)
     space, obs_dim = envs.single_action_space, envs.single_observation_space.shape[0]
-    task = re.sub(r"\W+", "-", args.env_id)
-    run_dir = args.run_dir or Path("runs", f"{task}__{ALGORITHM}__{args.seed}__{int(time.time())}")
+    name = re.sub(r"[^\w.-]+", "-", args.env_id), ALGORITHM, str(args.seed), time.strftime("%Y%m%d-%H%M%S")
+    run_dir = args.run_dir or Path("runs", "__".join(name))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if any(run_dir.iterdir()):
-            fail(f"--run-dir {run_dir} is not empty: name a new directory")
+            fail(f"the run directory {run_dir} is not empty: name another with --run-dir")
         writer = SummaryWriter(str(run_dir))
     except OSError as error:
         fail(f"cannot write to the run directory {run_dir} ({error.strerror}): name another with --run-dir")
-    rows = "\n".join(f"|{name}|{value}|" for name, value in vars(args).items())
-    writer.add_text("hyperparameters", f"|argument|value|\n|-|-|\n{rows}")
+    rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
+    writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))
 
     torch.manual_seed(args.seed)
     agent = Agent(args, obs_dim, space.low, space.high).to(device)
     update = torch.compile(agent.update) if args.compile else agent.update
     buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
-    caught = []  # the first Ctrl-C or SIGTERM ends the run in order, a second one at once
+    caught = []
 
-    def catch(signum, frame):
+    def catch(signum, frame):  # the first Ctrl-C or SIGTERM ends the run in order, the second at once
         caught.append(signum)
         signal.signal(signum, signal.SIG_DFL)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, catch)
-
-    print(f"{args.env_id} on {device}, {args.total_timesteps} steps, into {run_dir}")
-    bar = tqdm(total=args.total_timesteps, unit=" steps", unit_scale=True, dynamic_ncols=True,
-               mininterval=0.5 if sys.stderr.isatty() else 60)  # fmt: skip
+    signal.signal(signal.SIGINT, catch)
+    signal.signal(signal.SIGTERM, catch)
+    print(f"{args.env_id} on {device}, writing to {run_dir}")
+    wait = 0.5 if sys.stderr.isatty() else 60  # into a file, a line per minute will do
+    bar = tqdm(total=args.total_timesteps, unit=" steps", unit_scale=True, dynamic_ncols=True, mininterval=wait)
     obs, _ = envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
-    step, updates, metrics, shown = 0, 0, {}, {}
+    step, updates, log, shown = 0, 0, {}, {}
     logged_step, logged_time = 0, time.perf_counter()
     while True:
-        last = step >= args.total_timesteps or bool(caught)
-        if step % args.eval_interval < args.num_envs or last:
-            seed = np.random.SeedSequence(args.seed, spawn_key=(step,))  # spawned: never the training environments'
+        finished = step >= args.total_timesteps or caught
+        if step % args.eval_interval < args.num_envs or finished:
+            seed = np.random.SeedSequence(args.seed, spawn_key=(step,))  # spawned: no training environment shares it
             returns, lengths = evaluate(agent.policy, eval_envs, seed)
             writer.add_scalar("eval/episodic_return", returns.mean(), step)
             writer.add_scalar("eval/episodic_return_std", returns.std(), step)
@@ -511,7 +504,7 @@ def train(args: Args):
             save_policy(run_dir / "policy.pt", args, agent.policy)
             shown["return"] = f"{returns.mean():.1f}"
             bar.set_postfix(shown, refresh=False)
-        if last:
+        if finished:
             break
 
         action = act(agent.policy, obs, space)
@@ -520,7 +513,7 @@ def train(args: Args):
         bar.update(args.num_envs)
         done = terminated | truncated
         final_obs = next_obs
-        if done.any():  # next_obs already belongs to the next episode there
+        if done.any():  # there, next_obs is already the first of the next episode
             final_obs = next_obs.copy()
             final_obs[done] = np.stack(infos["final_obs"][done])
         buffer.add(obs, action, final_obs, reward, terminated)
@@ -532,50 +525,52 @@ def train(args: Args):
             writer.add_scalar("charts/episodic_length", episode_length[i], step)
             episode_return[i] = episode_length[i] = 0
 
-        if step >= args.learning_starts:
-            updates += 1
-            metrics |= update(buffer.sample(args.batch_size), updates % args.policy_delay == 0)
-            if updates % LOG_INTERVAL == 0:
-                scalars = read(metrics)
-                broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
-                if broken:
-                    sys.exit(f"stopped at step {step}: {', '.join(broken)} not finite; {run_dir}/policy.pt is older")
-                scalars["charts/SPS"] = (step - logged_step) / (time.perf_counter() - logged_time)
-                logged_step, logged_time = step, time.perf_counter()
-                for tag, value in scalars.items():
-                    writer.add_scalar(tag, value, step)
-                if "losses/alpha" in scalars:
-                    shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
-                bar.set_postfix(shown, refresh=False)
+        if step < args.learning_starts:
+            continue
+        updates += 1
+        log |= update(buffer.sample(args.batch_size), updates % args.policy_delay == 0)
+        if updates % LOG_INTERVAL == 0:
+            scalars = read(log)
+            broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
+            if broken:
+                sys.exit(f"\nstopped at step {step}: {', '.join(broken)} not finite; last policy: {run_dir}/policy.pt")
+            scalars["charts/SPS"] = (step - logged_step) / (time.perf_counter() - logged_time)
+            logged_step, logged_time = step, time.perf_counter()
+            for tag, value in scalars.items():
+                writer.add_scalar(tag, value, step)
+            shown |= {"alpha": f"{scalars['losses/alpha']:.3g}"} if "losses/alpha" in scalars else {}
+            bar.set_postfix(shown, refresh=False)
 
     bar.close()
     writer.close()
     envs.close()
     eval_envs.close()
-    print(f"{'interrupted' if caught else 'done'} at step {step}: mean return {returns.mean():.1f} +- {returns.std():.1f}")
-    print(f"again: python {sys.argv[0]} --evaluate {run_dir}    curves: tensorboard --logdir {run_dir.parent}")
+    ended = "interrupted" if caught else "finished"
+    print(f"{ended} at step {step}, return {returns.mean():.1f} +- {returns.std():.1f}")
+    print(f"evaluate: python {sys.argv[0]} --evaluate {run_dir}\ncurves:   tensorboard --logdir {run_dir.parent}")
     if caught:
         raise SystemExit(128 + caught[0])
 
 
 def evaluate_run(args: Args):
-    """Plays the policy saved in `args.evaluate` and prints its returns."""
+    """Plays the policy saved in the run directory `args.evaluate` and prints how it did."""
+    path = args.evaluate / "policy.pt"
     try:
-        saved = torch.load(args.evaluate / "policy.pt", map_location="cpu", weights_only=True)
-        if saved["algorithm"] != ALGORITHM:
-            fail(f"{args.evaluate} is a run of {saved['algorithm']}: use python {saved['algorithm']}.py --evaluate")
-        env_id, width, weights = saved["args"]["env_id"], saved["args"]["hidden_width"], saved["policy"]
-    except FileNotFoundError:
-        fail(f"{args.evaluate} is not a run: it has no policy.pt; name a directory under runs/")
-    except Exception as error:
-        fail(f"{args.evaluate}/policy.pt is not a policy saved by this script ({type(error).__name__})")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        algorithm, env_id, width = saved["algorithm"], saved["args"]["env_id"], saved["args"]["hidden_width"]
+    except OSError as error:
+        fail(f"cannot read {path} ({error.strerror}): name the directory of a run")
+    except Exception:  # whatever torch.load makes of a file that is something else
+        fail(f"{path} was not written by this program: name the directory of a run")
+    if algorithm != ALGORITHM:
+        fail(f"{args.evaluate} is a run of {algorithm}: use python {algorithm}.py --evaluate {args.evaluate}")
     envs = make_envs(env_id, args.eval_episodes)
     space = envs.single_action_space
     policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, width)
-    policy.load_state_dict(weights)
+    policy.load_state_dict(saved["policy"])
     returns, lengths = evaluate(policy, envs, np.random.SeedSequence(args.seed, spawn_key=(0,)))
-    print(f"{env_id}, {len(returns)} deterministic episodes: return {returns.mean():.1f} +- {returns.std():.1f}, "
-          f"length {lengths.mean():.0f}")  # fmt: skip
+    result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"
+    print(f"{env_id}, {args.eval_episodes} deterministic episodes: {result}")
 
 
 def main():

@@ -22,7 +22,7 @@ Where SAC adds alpha * entropy to the reward, so that every change of alpha move
     TUP  temperature update, Eq. 15         tup()
     order, delay, target networks           Agent.update()
 
-Shapes: B batch, S observation, A action dimensions. Entropies are in nats. What the papers leave open is marked [ours].
+Shapes: B batch, S observation, A action dimensions. What the papers leave open is marked [ours].
 Above the double line is the algorithm. Below it, data and training: the same text in all four scripts.
 """
 
@@ -74,7 +74,7 @@ class Args:
     tau: float = 0.005
     """rate at which the target networks and the running mean of sigma follow"""
     policy_delay: int = 2
-    """critic updates per update of the policy, alpha and the target networks"""
+    """critic updates per update of everything else"""
     hidden_width: int = 256
     """units in each of the three hidden layers"""
     policy_lr: float = 1e-4
@@ -151,7 +151,7 @@ class Policy(nn.Module):
         self.register_buffer("half_range", torch.tensor((high - low) / 2, dtype=torch.float32))
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,).
+        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,) in nats.
 
         The density is per unit of the environment's own action, which is what gives H0 = -A its meaning.
         """
@@ -166,8 +166,8 @@ class Policy(nn.Module):
     @torch.inference_mode()
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         """obs (B, S) -> action (B, A): a sample, or the squashed mean when deterministic."""
-        noise = torch.randn(len(obs), len(self.center), device=obs.device)
-        return self(obs, torch.zeros_like(noise) if deterministic else noise)[0]
+        draw = torch.zeros if deterministic else torch.randn
+        return self(obs, draw(len(obs), len(self.center), device=obs.device))[0]
 
 
 class TwinCritics(nn.Module):
@@ -244,8 +244,9 @@ def pis(entropy_critic, target_entropy_critic, batch, next_action, next_log_prob
 def pim(policy, critics, entropy_critic, obs, noise, alpha):
     """PIM, policy improvement (Eq. 14): maximise min Q + alpha * (-log pi + Qe); critics and alpha are constants.
 
-    obs (B, S), noise (B, A) standard normal, alpha (). Without an entropy_critic, Qe is left out (ablation).
-    Returns the loss, the entropy -log pi (B,) and the trajectory entropy -log pi + Qe (B,), both without gradient.
+    obs (B, S), noise (B, A) standard normal, alpha ().
+    Returns the loss and, without gradient, -log pi (B,) and the trajectory entropy -log pi + Qe (B,).
+    Without an entropy_critic, Qe is left out (ablation).
     """
     action, log_prob = policy(obs, noise)
     q, _ = frozen(critics)(obs, action)
@@ -275,27 +276,27 @@ class Agent(nn.Module):
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
         self.target_entropy_critic = copy.deepcopy(self.entropy_critic).requires_grad_(False)
-        self.online = [weight for weight in self.parameters() if weight.requires_grad]
-        self.targets = [weight for weight in self.parameters() if not weight.requires_grad]
+        weights = dict(self.named_parameters())
+        self.targets = [weight for name, weight in weights.items() if name.startswith("target_")]
+        self.online = [weights[name.removeprefix("target_")] for name in weights if name.startswith("target_")]
+        critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
+        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         self.register_buffer("spread", torch.zeros(2))
         self.log_alpha = nn.Parameter(torch.tensor(1.0))
         budget = args.rho * -action_dim / (1 - args.gamma if args.tec else 1)  # rho * H0, discounted over all steps
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
-        critic_weights = [*self.critics.parameters(), *self.entropy_critic.parameters()]  # one Adam step for all three
-        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         alpha_group = {"params": [self.log_alpha], "lr": args.alpha_lr}
         self.policy_optimizer = torch.optim.Adam(
             [{"params": self.policy.parameters()}, alpha_group], args.policy_lr, fused=True
         )
 
     def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
-        """One update. The policy, alpha and the targets move only when delayed is set. Returns tensors to log."""
+        """One update; a delayed one moves not only the critics but everything else too. Returns tensors to log."""
         gamma, tau, alpha = self.args.gamma, self.args.tau, self.log_alpha.detach().exp()
         with torch.no_grad():
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
         if not self.args.res:  # ablation: the entropy of the next step becomes part of the reward
-            bonus = gamma * (1 - batch.terminated) * -alpha * next_log_prob
-            batch = batch._replace(reward=batch.reward + bonus)
+            batch = batch._replace(reward=batch.reward - gamma * (1 - batch.terminated) * alpha * next_log_prob)
         noise = torch.randn_like(batch.reward)
         pev_loss, spread, log = pev(
             self.critics, self.target_critics, batch, next_action, noise, self.spread, gamma, tau
@@ -323,8 +324,8 @@ class Agent(nn.Module):
             self.log_alpha.clamp_(-20, 20)
             torch._foreach_lerp_(self.targets, self.online, tau)
         log |= {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
-        log |= {"entropy/policy": entropy, "entropy/trajectory": trajectory_entropy}
-        return log | {"entropy/budget": self.budget}
+        log |= {"entropy/trajectory": trajectory_entropy}
+        return log | {"entropy/policy": entropy, "entropy/budget": self.budget}
 
 
 # ======================================================================================================================

@@ -9,10 +9,9 @@
 
 Paper: "Distributional Soft Actor-Critic with Three Refinements" (DSAC-T, arXiv 2310.05858).
 
-SAC whose twin critics learn the distribution of the return, N(Q, sigma^2), with three refinements:
-  - the expected target, not a sampled one, moves Q;
-  - the twin with the smaller mean provides the target;
-  - clipping and gradient scaling follow the mean spread, so that nothing is tuned to the size of the rewards.
+SAC whose twin critics learn the distribution of the return, N(Q, sigma^2). Three refinements: the expected target, not
+a sampled one, moves Q; the twin with the smaller mean provides the target; clipping and gradient scaling follow the
+mean spread, so that nothing is tuned to the size of the rewards.
 
     TECRL paper                             here
     PEV  policy evaluation, Eq. 11          pev()
@@ -20,7 +19,7 @@ SAC whose twin critics learn the distribution of the return, N(Q, sigma^2), with
     TUP  temperature update, Eq. 15         tup()
     order, delay, target networks           Agent.update()
 
-Shapes: B batch, S observation, A action dimensions. Entropies are in nats. What the papers leave open is marked [ours].
+Shapes: B batch, S observation, A action dimensions. What the papers leave open is marked [ours].
 Above the double line is the algorithm. Below it, data and training: the same text in all four scripts.
 """
 
@@ -72,7 +71,7 @@ class Args:
     tau: float = 0.005
     """rate at which the target networks and the running mean of sigma follow"""
     policy_delay: int = 2
-    """critic updates per update of the policy, alpha and the target networks"""
+    """critic updates per update of everything else"""
     hidden_width: int = 256
     """units in each of the three hidden layers"""
     policy_lr: float = 1e-4
@@ -137,7 +136,7 @@ class Policy(nn.Module):
         self.register_buffer("half_range", torch.tensor((high - low) / 2, dtype=torch.float32))
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,).
+        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,) in nats.
 
         The density is per unit of the environment's own action, which is what gives H0 = -A its meaning.
         """
@@ -152,8 +151,8 @@ class Policy(nn.Module):
     @torch.inference_mode()
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         """obs (B, S) -> action (B, A): a sample, or the squashed mean when deterministic."""
-        noise = torch.randn(len(obs), len(self.center), device=obs.device)
-        return self(obs, torch.zeros_like(noise) if deterministic else noise)[0]
+        draw = torch.zeros if deterministic else torch.randn
+        return self(obs, draw(len(obs), len(self.center), device=obs.device))[0]
 
 
 class TwinCritics(nn.Module):
@@ -177,7 +176,8 @@ def frozen(net: nn.Module):
 def pev(critics, target_critics, batch, next_action, next_log_prob, noise, alpha, spread, gamma, tau):
     """PEV, policy evaluation (Eq. 11 and the entropy): both value distributions towards the soft return.
 
-    next_action (B, A), next_log_prob (B,) of the target policy at next_obs; noise (B,) standard normal; alpha ();
+    next_action (B, A) of the target policy at next_obs; noise (B,) standard normal;
+    next_log_prob (B,) of that action; alpha ();
     spread (2,) running mean of each twin's sigma, 0 before the first batch.
     Returns the loss (only its gradient means something), the new spread, tensors to log.
     """
@@ -207,7 +207,7 @@ def pim(policy, critics, obs, noise, alpha):
     """PIM, policy improvement (Eq. 14): maximise min Q - alpha * log pi; critics and alpha are constants.
 
     obs (B, S), noise (B, A) standard normal, alpha ().
-    Returns the loss and the entropy -log pi (B,), without gradient.
+    Returns the loss and, without gradient, -log pi (B,).
     """
     action, log_prob = policy(obs, noise)
     q, _ = frozen(critics)(obs, action)
@@ -234,21 +234,22 @@ class Agent(nn.Module):
         self.critics = TwinCritics(obs_dim, action_dim, args.hidden_width)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.online = [weight for weight in self.parameters() if weight.requires_grad]
-        self.targets = [weight for weight in self.parameters() if not weight.requires_grad]
+        weights = dict(self.named_parameters())
+        self.targets = [weight for name, weight in weights.items() if name.startswith("target_")]
+        self.online = [weights[name.removeprefix("target_")] for name in weights if name.startswith("target_")]
+        critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
+        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         self.register_buffer("spread", torch.zeros(2))
         self.log_alpha = nn.Parameter(torch.tensor(1.0))
         budget = -float(action_dim)  # H0, for every single step
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
-        critic_weights = self.critics.parameters()
-        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         alpha_group = {"params": [self.log_alpha], "lr": args.alpha_lr}
         self.policy_optimizer = torch.optim.Adam(
             [{"params": self.policy.parameters()}, alpha_group], args.policy_lr, fused=True
         )
 
     def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
-        """One update. The policy, alpha and the targets move only when delayed is set. Returns tensors to log."""
+        """One update; a delayed one moves not only the critics but everything else too. Returns tensors to log."""
         gamma, tau, alpha = self.args.gamma, self.args.tau, self.log_alpha.detach().exp()
         with torch.no_grad():
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
@@ -274,8 +275,7 @@ class Agent(nn.Module):
             self.log_alpha.clamp_(-20, 20)
             torch._foreach_lerp_(self.targets, self.online, tau)
         log |= {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
-        log |= {"entropy/policy": entropy}
-        return log | {"entropy/budget": self.budget}
+        return log | {"entropy/policy": entropy, "entropy/budget": self.budget}
 
 
 # ======================================================================================================================

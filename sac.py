@@ -19,7 +19,7 @@ The policy maximises the return of reward + alpha * entropy, which twin critics 
     TUP  temperature update, Eq. 15         tup()
     order, delay, target networks           Agent.update()
 
-Shapes: B batch, S observation, A action dimensions. Entropies are in nats. What the papers leave open is marked [ours].
+Shapes: B batch, S observation, A action dimensions. What the papers leave open is marked [ours].
 Above the double line is the algorithm. Below it, data and training: the same text in all four scripts.
 """
 
@@ -71,7 +71,7 @@ class Args:
     tau: float = 0.005
     """rate at which the target networks follow"""
     policy_delay: int = 2
-    """critic updates per update of the policy, alpha and the target networks"""
+    """critic updates per update of everything else"""
     hidden_width: int = 256
     """units in each of the three hidden layers"""
     policy_lr: float = 1e-4
@@ -136,7 +136,7 @@ class Policy(nn.Module):
         self.register_buffer("half_range", torch.tensor((high - low) / 2, dtype=torch.float32))
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,).
+        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,) in nats.
 
         The density is per unit of the environment's own action, which is what gives H0 = -A its meaning.
         """
@@ -151,8 +151,8 @@ class Policy(nn.Module):
     @torch.inference_mode()
     def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
         """obs (B, S) -> action (B, A): a sample, or the squashed mean when deterministic."""
-        noise = torch.randn(len(obs), len(self.center), device=obs.device)
-        return self(obs, torch.zeros_like(noise) if deterministic else noise)[0]
+        draw = torch.zeros if deterministic else torch.randn
+        return self(obs, draw(len(obs), len(self.center), device=obs.device))[0]
 
 
 class TwinCritics(nn.Module):
@@ -175,7 +175,8 @@ def frozen(net: nn.Module):
 def pev(critics, target_critics, batch, next_action, next_log_prob, alpha, gamma):
     """PEV, policy evaluation (Eq. 11 and the entropy): both values towards the soft return.
 
-    next_action (B, A), next_log_prob (B,) of the policy at next_obs; alpha ().
+    next_action (B, A) of the policy at next_obs;
+    next_log_prob (B,) of that action; alpha ().
     Returns the loss, tensors to log.
     """
     q = critics(batch.obs, batch.action)  # (2, B)
@@ -192,7 +193,7 @@ def pim(policy, critics, obs, noise, alpha):
     """PIM, policy improvement (Eq. 14): maximise min Q - alpha * log pi; critics and alpha are constants.
 
     obs (B, S), noise (B, A) standard normal, alpha ().
-    Returns the loss and the entropy -log pi (B,), without gradient.
+    Returns the loss and, without gradient, -log pi (B,).
     """
     action, log_prob = policy(obs, noise)
     q = frozen(critics)(obs, action)
@@ -218,20 +219,21 @@ class Agent(nn.Module):
         self.policy = Policy(obs_dim, low, high, args.hidden_width)
         self.critics = TwinCritics(obs_dim, action_dim, args.hidden_width)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.online = [*self.critics.parameters()]
-        self.targets = [*self.target_critics.parameters()]
+        weights = dict(self.named_parameters())
+        self.targets = [weight for name, weight in weights.items() if name.startswith("target_")]
+        self.online = [weights[name.removeprefix("target_")] for name in weights if name.startswith("target_")]
+        critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
+        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         self.log_alpha = nn.Parameter(torch.tensor(1.0))
         budget = -float(action_dim)  # H0, for every single step
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
-        critic_weights = self.critics.parameters()
-        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         alpha_group = {"params": [self.log_alpha], "lr": args.alpha_lr}
         self.policy_optimizer = torch.optim.Adam(
             [{"params": self.policy.parameters()}, alpha_group], args.policy_lr, fused=True
         )
 
     def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
-        """One update. The policy, alpha and the targets move only when delayed is set. Returns tensors to log."""
+        """One update; a delayed one moves not only the critics but everything else too. Returns tensors to log."""
         gamma, tau, alpha = self.args.gamma, self.args.tau, self.log_alpha.detach().exp()
         with torch.no_grad():
             next_action, next_log_prob = self.policy(batch.next_obs, torch.randn_like(batch.action))
@@ -253,8 +255,7 @@ class Agent(nn.Module):
             self.log_alpha.clamp_(-20, 20)
             torch._foreach_lerp_(self.targets, self.online, tau)
         log |= {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
-        log |= {"entropy/policy": entropy}
-        return log | {"entropy/budget": self.budget}
+        return log | {"entropy/policy": entropy, "entropy/budget": self.budget}
 
 
 # ======================================================================================================================

@@ -71,7 +71,7 @@ class Args:
     tau: float = 0.005
     """rate at which the target networks follow"""
     policy_delay: int = 2
-    """critic updates per update of the policy and the target networks"""
+    """critic updates per update of everything else"""
     hidden_width: int = 256
     """units in each of the three hidden layers"""
     policy_lr: float = 1e-4
@@ -133,12 +133,11 @@ class Policy(nn.Module):
     low, high: (A,) bounds of the action space.
     """
 
-    def __init__(
-        self, obs_dim: int, low: np.ndarray, high: np.ndarray, hidden_width: int = 256, exploration_noise: float = 0.1
-    ):
+    exploration_noise = 0.1  # in half ranges
+
+    def __init__(self, obs_dim: int, low: np.ndarray, high: np.ndarray, hidden_width: int = 256):
         super().__init__()
         self.net = mlp(1, obs_dim, len(low), hidden_width)
-        self.exploration_noise = exploration_noise
         self.register_buffer("center", torch.tensor((high + low) / 2, dtype=torch.float32))
         self.register_buffer("half_range", torch.tensor((high - low) / 2, dtype=torch.float32))
 
@@ -178,7 +177,7 @@ def frozen(net: nn.Module):
 def pev(critics, target_critics, batch, next_action, gamma):
     """PEV, policy evaluation (Eq. 11): both values towards the return.
 
-    next_action (B, A) of the target policy at next_obs, blurred.
+    next_action (B, A) of the target policy at next_obs, blurred with noise.
     Returns the loss, tensors to log.
     """
     q = critics(batch.obs, batch.action)  # (2, B)
@@ -194,8 +193,7 @@ def pev(critics, target_critics, batch, next_action, gamma):
 def pim(policy, critics, obs):
     """PIM, policy improvement (Eq. 14): maximise the first Q; critics are constants.
 
-    obs (B, S).
-    Returns the loss.
+    obs (B, S). Returns the loss.
     """
     q = frozen(critics)(obs, policy(obs))
     return -q[0].mean()
@@ -207,22 +205,23 @@ class Agent(nn.Module):
     def __init__(self, args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray):
         super().__init__()
         self.args, action_dim = args, len(low)
-        self.policy = Policy(obs_dim, low, high, args.hidden_width, args.exploration_noise)
+        self.policy = Policy(obs_dim, low, high, args.hidden_width)
+        self.policy.exploration_noise = args.exploration_noise
         self.critics = TwinCritics(obs_dim, action_dim, args.hidden_width)
         self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
         self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.online = [weight for weight in self.parameters() if weight.requires_grad]
-        self.targets = [weight for weight in self.parameters() if not weight.requires_grad]
-        critic_weights = self.critics.parameters()
+        weights = dict(self.named_parameters())
+        self.targets = [weight for name, weight in weights.items() if name.startswith("target_")]
+        self.online = [weights[name.removeprefix("target_")] for name in weights if name.startswith("target_")]
+        critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
         self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), args.policy_lr, fused=True)
 
     def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
-        """One update. The policy and the targets move only when delayed is set. Returns tensors to log."""
-        args, gamma, tau = self.args, self.args.gamma, self.args.tau
+        """One update; a delayed one moves not only the critics but everything else too. Returns tensors to log."""
+        gamma, tau, clip = self.args.gamma, self.args.tau, self.args.noise_clip
         with torch.no_grad():
-            noise = args.target_noise * torch.randn_like(batch.action)
-            noise = noise.clamp(-args.noise_clip, args.noise_clip)
+            noise = (self.args.target_noise * torch.randn_like(batch.action)).clamp(-clip, clip)
             next_action = self.target_policy.blur(self.target_policy(batch.next_obs), noise)
         pev_loss, log = pev(self.critics, self.target_critics, batch, next_action, gamma)
         self.critic_optimizer.zero_grad()

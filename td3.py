@@ -133,11 +133,10 @@ class Policy(nn.Module):
     low, high: (A,) bounds of the action space.
     """
 
-    exploration_noise = 0.1  # in half ranges
-
     def __init__(self, obs_dim: int, low: np.ndarray, high: np.ndarray, hidden_width: int = 256):
         super().__init__()
         self.net = mlp(1, obs_dim, len(low), hidden_width)
+        self.exploration_noise = 0.1  # in half ranges of the action
         self.register_buffer("center", torch.tensor((high + low) / 2, dtype=torch.float32))
         self.register_buffer("half_range", torch.tensor((high - low) / 2, dtype=torch.float32))
 

@@ -21,9 +21,7 @@ class Var:
         return Var(self.value * other.value, (self, lambda g: g * other.value), (other, lambda g: g * self.value))
 
     def __matmul__(self, other):
-        return Var(
-            self.value @ other.value, (self, lambda g: g @ other.value.T), (other, lambda g: self.value.T @ g)
-        )
+        return Var(self.value @ other.value, (self, lambda g: g @ other.value.T), (other, lambda g: self.value.T @ g))
 
     def __neg__(self):
         return self * -1.0

@@ -165,8 +165,12 @@ def test_td3_target_action_and_exploration():
     explored = agent.policy.act(obs).numpy()
     torch.manual_seed(2)
     normal = torch.randn(size, ACTIONS, dtype=torch.float64).numpy()
-    assert_same(explored, np.clip(center + half_range * (np.tanh([-0.5, 0.375]) + 0.1 * normal), LOW, HIGH), "exploration")
-    assert_same(agent.policy.act(obs, deterministic=True)[0].numpy(), center + half_range * np.tanh([-0.5, 0.375]), "mean")
+    assert_same(
+        explored, np.clip(center + half_range * (np.tanh([-0.5, 0.375]) + 0.1 * normal), LOW, HIGH), "exploration"
+    )
+    assert_same(
+        agent.policy.act(obs, deterministic=True)[0].numpy(), center + half_range * np.tanh([-0.5, 0.375]), "mean"
+    )
 
 
 def test_td3_policy_is_delayed():

@@ -14,13 +14,13 @@ A deterministic policy climbs the first of two critics:
   - the target's action is blurred with clipped noise, so that the critics stay smooth around it;
   - policy and target networks move less often than the critics.
 
-    TECRL paper                             here
+    step, as in TECRL (arXiv 2511.11592)    here
     PEV  policy evaluation, Eq. 11          pev()
     PIM  policy improvement, Eq. 14         pim()
     order, delay, target networks           Agent.update()
 
 Shapes: B batch, S observation, A action dimensions. What the papers leave open is marked [ours].
-Above the double line is the algorithm. Below it, data and training: the same text in all four scripts.
+Above the line of = signs is the algorithm. Below it, data and training: the same text in all four scripts.
 """
 
 import copy
@@ -95,7 +95,7 @@ class Args:
     run_dir: Path | None = None
     """where the run is written; None: runs/<task>__<algorithm>__<seed>__<time>"""
     evaluate: Path | None = None
-    """evaluate the policy saved in this run directory instead of training"""
+    """evaluate the policy saved in this run directory; of the other arguments --seed and --eval-episodes apply"""
 
 
 class Batch(NamedTuple):
@@ -108,7 +108,7 @@ class Batch(NamedTuple):
     terminated: Tensor  # (B,)
 
 
-class Linear(nn.Module):
+class StackedLinear(nn.Module):
     """n layers like nn.Linear side by side, in one batched product: (n, B, fan_in) -> (n, B, fan_out)."""
 
     def __init__(self, n: int, fan_in: int, fan_out: int):
@@ -123,8 +123,8 @@ class Linear(nn.Module):
 
 def mlp(n: int, inputs: int, outputs: int, width: int) -> nn.Sequential:
     """n independent networks of three hidden GELU layers: (n, B, inputs) -> (n, B, outputs)."""
-    hidden = [layer for fan_in in (inputs, width, width) for layer in (Linear(n, fan_in, width), nn.GELU())]
-    return nn.Sequential(*hidden, Linear(n, width, outputs))
+    hidden = [layer for fan_in in (inputs, width, width) for layer in (StackedLinear(n, fan_in, width), nn.GELU())]
+    return nn.Sequential(*hidden, StackedLinear(n, width, outputs))
 
 
 class Policy(nn.Module):
@@ -135,6 +135,7 @@ class Policy(nn.Module):
 
     def __init__(self, obs_dim: int, low: np.ndarray, high: np.ndarray, hidden_width: int = 256):
         super().__init__()
+        low, high = low.astype(np.float64), high.astype(np.float64)  # an int8 box would overflow below
         self.net = mlp(1, obs_dim, len(low), hidden_width)
         self.exploration_noise = 0.1  # in half ranges of the action
         self.register_buffer("center", torch.tensor((high + low) / 2, dtype=torch.float32))
@@ -240,9 +241,10 @@ class Agent(nn.Module):
 
 # ======================================================================================================================
 # The harness: data and training, the same text in dsac_e.py, dsac_t.py, sac.py and td3.py.
-# Of the algorithm it knows Args, Batch, Policy.act and Agent.update.
+# Of the algorithm it knows Args (in which any *_noise may be zero), Batch, Policy.act and Agent.update.
 
 LOG_INTERVAL = 500  # updates between two readings of the tensors to log: a reading waits for the device
+EVAL_LIMIT = 10_000  # length of an evaluation episode where the task itself sets no limit
 
 
 def fail(message: str) -> NoReturn:
@@ -259,6 +261,7 @@ def check(args: Args):
             fail(f"--{name.replace('_', '-')} must be {'positive' if lowest else 'zero or more'}, not {value}")
     for wrong, message in (
         (args.gamma >= 1, f"--gamma must be below 1, not {args.gamma}"),
+        (args.seed >= 2**63, "--seed must be below 2**63"),
         (args.tau > 1, f"--tau must be at most 1, not {args.tau}"),
         (args.batch_size > args.buffer_size, f"--batch-size must be at most --buffer-size ({args.buffer_size})"),
         (args.num_envs > args.buffer_size, f"--num-envs must be at most --buffer-size ({args.buffer_size})"),
@@ -276,7 +279,7 @@ def explain(env_id: str, error: Exception) -> str:
     elif isinstance(error, ImportError) and "mujoco" in str(error):
         why = "needs mujoco < 3" if env_id == "Pusher-v4" else "needs mujoco-py, as the papers' v3 tasks did"
     else:
-        return f"{env_id}: {' '.join(str(error).split())}"
+        return f"{env_id} cannot be made: {type(error).__name__}: {' '.join(str(error).split())}"
     # The mujoco-py tasks are registered still, each as a function that raises.
     ids = [known for known, spec in gym.registry.items() if isinstance(spec.entry_point, str) and known != "Pusher-v4"]
     same_name = [known for known in ids if known.rpartition("-v")[0] == env_id.rpartition("-v")[0]]
@@ -297,10 +300,8 @@ def make_envs(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
     except Exception as error:  # a task may raise anything
         fail(explain(env_id, error))
     obs, action = envs.single_observation_space, envs.single_action_space
-    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
-        fail(f"{env_id} observes {obs}: choose a task with a flat Box, or wrap it in FlattenObservation")
-    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1:
-        fail(f"{env_id} acts in {action}: choose a task with continuous actions, a flat Box")
+    if not all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in (obs, action)):
+        fail(f"{env_id} observes {obs} and acts in {action}: choose a task where both are continuous, a flat Box")
     span = action.high.astype(np.float64) - action.low
     if not np.all((span > 0) & (span < np.finfo(np.float32).max)):
         fail(f"{env_id} acts in {action}: choose a task whose actions are bounded, or wrap it in RescaleAction")
@@ -320,8 +321,8 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: np.random.SeedSeq
     """One episode of the deterministic policy in each environment: returns and lengths, (num_envs,) each."""
     obs, _ = envs.reset(seed=seed.generate_state(envs.num_envs).tolist())
     returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
-    running = np.ones(envs.num_envs, bool)
-    while running.any():
+    running, limit = np.ones(envs.num_envs, bool), envs.envs[0].spec.max_episode_steps or EVAL_LIMIT
+    while running.any() and lengths.max() < limit:
         action = act(policy, obs, envs.single_action_space, deterministic=True)
         obs, reward, terminated, truncated, _ = envs.step(action)
         returns[running] += reward[running]
@@ -353,16 +354,19 @@ class ReplayBuffer:
         return Batch(obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
 
 
-def read(log: dict[str, Tensor]) -> dict[str, float]:
+def to_numbers(log: dict[str, Tensor]) -> dict[str, float]:
     """The logged tensors as numbers, in one transfer: a scalar as it is, a batch as its mean and standard deviation."""
     scalars = {}
     for tag, value in log.items():
-        scalars |= {f"{tag}_mean": value.mean(), f"{tag}_std": value.std()} if value.dim() else {tag: value}
+        if value.dim():
+            scalars |= {f"{tag}_mean": value.mean(), f"{tag}_std": value.std(correction=0)}
+        else:
+            scalars[tag] = value
     return dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
 
 
 def save_policy(path: Path, args: Args, policy: Policy):
-    """Writes what --evaluate needs. Whoever dies while writing leaves the previous file whole."""
+    """Writes what --evaluate needs; aside and then renamed, so that a crash leaves the previous file whole."""
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
     torch.save({"algorithm": ALGORITHM, "args": plain, "policy": policy.state_dict()}, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
@@ -373,22 +377,24 @@ def train(args: Args):
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     envs, eval_envs = make_envs(args.env_id, args.num_envs), make_envs(args.env_id, args.eval_episodes)
     space, obs_dim = envs.single_action_space, envs.single_observation_space.shape[0]
-    name = re.sub(r"[^\w.-]+", "-", args.env_id), ALGORITHM, str(args.seed), time.strftime("%Y%m%d-%H%M%S")
-    run_dir = args.run_dir or Path("runs", "__".join(name))
+    torch.manual_seed(args.seed)
+    agent = Agent(args, obs_dim, space.low, space.high).to(device)
+    update = torch.compile(agent.update) if args.compile else agent.update
+    try:
+        buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
+    except RuntimeError:  # what torch raises when memory does not suffice
+        fail(f"--buffer-size {args.buffer_size} does not fit into the memory of {device}: choose a smaller one")
+    task = re.sub(r"[^\w.-]+", "-", args.env_id)
+    run_dir = args.run_dir or Path(f"runs/{task}__{ALGORITHM}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if any(run_dir.iterdir()):
             fail(f"the run directory {run_dir} is not empty: name another with --run-dir")
-        writer = SummaryWriter(str(run_dir))
+        writer = SummaryWriter(str(run_dir), flush_secs=10)
     except OSError as error:
         fail(f"cannot write to the run directory {run_dir} ({error.strerror}): name another with --run-dir")
     rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
     writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))
-
-    torch.manual_seed(args.seed)
-    agent = Agent(args, obs_dim, space.low, space.high).to(device)
-    update = torch.compile(agent.update) if args.compile else agent.update
-    buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
     caught = []
 
     def catch(signum, frame):  # the first Ctrl-C or SIGTERM ends the run in order, the second at once
@@ -397,26 +403,32 @@ def train(args: Args):
 
     signal.signal(signal.SIGINT, catch)
     signal.signal(signal.SIGTERM, catch)
-    print(f"{args.env_id} on {device}, writing to {run_dir}")
-    wait = 0.5 if sys.stderr.isatty() else 60  # into a file, a line per minute will do
-    bar = tqdm(total=args.total_timesteps, unit=" steps", unit_scale=True, dynamic_ncols=True, mininterval=wait)
+    gib = buffer.rows.nbytes / 2**30
+    print(f"{args.env_id} on {device}, up to {gib:.2g} GiB of replay, writing to {run_dir}", flush=True)
+    bar = tqdm(total=args.total_timesteps, unit=" steps", unit_scale=True, dynamic_ncols=True, disable=None)
     obs, _ = envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
     step, updates, log, shown = 0, 0, {}, {}
     logged_step, logged_time = 0, time.perf_counter()
     while True:
-        finished = step >= args.total_timesteps or caught
-        if step % args.eval_interval < args.num_envs or finished:
+        finished = step >= args.total_timesteps
+        if finished or caught or step % args.eval_interval < args.num_envs:  # steps may jump over the very multiple
+            if not all(weight.isfinite().all() for weight in agent.policy.parameters()):
+                sys.exit(f"step {step}, not finite: policy; last good policy: {run_dir}/policy.pt")
+            save_policy(run_dir / "policy.pt", args, agent.policy)
+            if caught:
+                break
             seed = np.random.SeedSequence(args.seed, spawn_key=(step,))  # spawned: no training environment shares it
             returns, lengths = evaluate(agent.policy, eval_envs, seed)
             writer.add_scalar("eval/episodic_return", returns.mean(), step)
             writer.add_scalar("eval/episodic_return_std", returns.std(), step)
             writer.add_scalar("eval/episodic_length", lengths.mean(), step)
-            save_policy(run_dir / "policy.pt", args, agent.policy)
-            shown["return"] = f"{returns.mean():.1f}"
+            shown["return"] = f"{returns.mean():.1f} +- {returns.std():.1f}"
             bar.set_postfix(shown, refresh=False)
-        if finished:
-            break
+            if bar.disable:  # no terminal to draw in
+                print(f"step {step}:", ", ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
+            if finished:
+                break
 
         action = act(agent.policy, obs, space)
         next_obs, reward, terminated, truncated, infos = envs.step(action)
@@ -441,23 +453,23 @@ def train(args: Args):
         updates += 1
         log |= update(buffer.sample(args.batch_size), updates % args.policy_delay == 0)
         if updates % LOG_INTERVAL == 0:
-            scalars = read(log)
+            scalars = to_numbers(log)
             broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
             if broken:
-                sys.exit(f"\nstopped at step {step}: {', '.join(broken)} not finite; last policy: {run_dir}/policy.pt")
+                sys.exit(f"step {step}, not finite: {', '.join(broken)}; last good policy: {run_dir}/policy.pt")
             scalars["charts/SPS"] = (step - logged_step) / (time.perf_counter() - logged_time)
             logged_step, logged_time = step, time.perf_counter()
             for tag, value in scalars.items():
                 writer.add_scalar(tag, value, step)
-            shown |= {"alpha": f"{scalars['losses/alpha']:.3g}"} if "losses/alpha" in scalars else {}
+            if "losses/alpha" in scalars:
+                shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
             bar.set_postfix(shown, refresh=False)
 
     bar.close()
     writer.close()
     envs.close()
     eval_envs.close()
-    ended = "interrupted" if caught else "finished"
-    print(f"{ended} at step {step}, return {returns.mean():.1f} +- {returns.std():.1f}")
+    print(f"{'interrupted' if caught else 'finished'} at step {step}, {', '.join(map(' '.join, shown.items()))}")
     print(f"evaluate: python {sys.argv[0]} --evaluate {run_dir}\ncurves:   tensorboard --logdir {run_dir.parent}")
     if caught:
         raise SystemExit(128 + caught[0])
@@ -469,10 +481,8 @@ def evaluate_run(args: Args):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         algorithm, env_id, width = saved["algorithm"], saved["args"]["env_id"], saved["args"]["hidden_width"]
-    except OSError as error:
-        fail(f"cannot read {path} ({error.strerror}): name the directory of a run")
-    except Exception:  # whatever torch.load makes of a file that is something else
-        fail(f"{path} was not written by this program: name the directory of a run")
+    except Exception as error:  # whatever torch.load makes of a file that is missing, damaged or something else
+        fail(f"{path} holds no policy ({type(error).__name__}): name the directory of a run")
     if algorithm != ALGORITHM:
         fail(f"{args.evaluate} is a run of {algorithm}: use python {algorithm}.py --evaluate {args.evaluate}")
     envs = make_envs(env_id, args.eval_episodes)
@@ -487,7 +497,10 @@ def evaluate_run(args: Args):
 def main():
     args = tyro.cli(Args)
     check(args)
-    evaluate_run(args) if args.evaluate else train(args)
+    if args.evaluate:
+        evaluate_run(args)
+    else:
+        train(args)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ def refuse(monkeypatch, capsys, script, arguments: str) -> str:
         ("--policy-lr 0", r"--policy-lr must be positive"),
         ("--policy-lr nan", r"--policy-lr must be positive"),
         ("--seed -1", r"--seed must be zero or more"),
+        ("--seed 36893488147419103232", r"--seed must be below"),
+        ("--env-id Pendulum-v1 --buffer-size 1000000000000000", r"--buffer-size.*smaller"),
         ("--gamma 1.0", r"--gamma must be below 1"),
         ("--gamma -0.1", r"--gamma must be zero or more"),
         ("--tau 1.5", r"--tau must be at most 1"),
@@ -48,7 +50,7 @@ def refuse(monkeypatch, capsys, script, arguments: str) -> str:
         ("--learning-starts 500 --total-timesteps 500", r"--learning-starts must be below --total-timesteps"),
         ("--env-id Pendulum-v1 --run-dir /dev/null/run", r"/dev/null/run.*--run-dir"),
         ("--env-id Pendulum-v1 --run-dir .", r"not empty.*--run-dir"),
-        ("--evaluate /nonexistent", r"/nonexistent/policy.pt.*directory of a run"),
+        ("--evaluate /nonexistent", r"/nonexistent/policy.pt.*FileNotFound.*directory of a run"),
         pytest.param(
             "--device cuda", "--device cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")
         ),
@@ -66,7 +68,7 @@ def test_foreign_policy(monkeypatch, capsys, tmp_path, content):
         (tmp_path / "policy.pt").write_bytes(content)
     else:
         torch.save(content, tmp_path / "policy.pt")
-    assert "not written by this program" in refuse(monkeypatch, capsys, script, f"--evaluate {tmp_path}")
+    assert "holds no policy" in refuse(monkeypatch, capsys, script, f"--evaluate {tmp_path}")
 
 
 def test_policy_of_a_sibling(monkeypatch, capsys, run):

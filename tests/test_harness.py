@@ -2,10 +2,12 @@
 
 import importlib
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
 
 import gymnasium as gym
 import numpy as np
@@ -78,6 +80,13 @@ def test_act_never_leaves_the_box():
     torch.nn.init.constant_(policy.net[-1].bias, 30.0)
     action = dsac_e.act(policy, np.zeros((1, 2)), space, deterministic=True)
     assert space.contains(action[0]) and np.all(action == 0.4)
+
+
+def test_small_integer_box(script):
+    """The middle and half range of an int8 box are not computed in int8."""
+    low, high = np.array([-128], np.int8), np.array([127], np.int8)
+    policy = script.Policy(1, low, high, 8)
+    assert policy.center.item() == -0.5 and policy.half_range.item() == 127.5
 
 
 @pytest.mark.parametrize("task", ["MountainCarContinuous-v0", "Pendulum-v1", "Pusher-v5", "Hopper-v4"])
@@ -173,10 +182,11 @@ def test_log(monkeypatch, run, script):
     assert "|env_id|Ledger-v0|" in text.decode() and "|gamma|0.99|" in text.decode()
 
 
-def test_read():
+def test_to_numbers():
     """Numbers stay numbers; batches become their mean and standard deviation."""
     batch = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
-    assert dsac_e.read({"a": torch.tensor(7.0), "b": batch}) == {"a": 7.0, "b_mean": 3.0, "b_std": pytest.approx(2.1602469)}
+    expected = {"a": 7.0, "b_mean": 3.0, "b_std": pytest.approx(3.5**0.5)}
+    assert dsac_e.to_numbers({"a": torch.tensor(7.0), "b": batch}) == expected
 
 
 def test_runs_repeat_exactly(run, tmp_path):
@@ -228,6 +238,34 @@ def test_evaluation_leaves_training_alone(run):
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_evaluation_ends_where_the_task_never_does(monkeypatch, run):
+    """Without a time limit of its own, an evaluation episode is cut."""
+    monkeypatch.setattr(gym.registry["Pendulum-v1"], "max_episode_steps", None)
+    monkeypatch.setattr(dsac_e, "EVAL_LIMIT", 30)
+    assert {value for _, value in scalars(run(dsac_e, env_id="Pendulum-v1"))["eval/episodic_length"]} == {30.0}
+
+
+def test_a_terminal_gets_a_bar(tmp_path):
+    """In a terminal one bar shows progress, speed, time left, the last return and alpha."""
+    options = "--env-id Pendulum-v1 --num-envs 4 --total-timesteps 2400 --learning-starts 200 --hidden-width 8 " \
+              "--eval-episodes 1 --batch-size 8 --device cpu"  # fmt: skip
+    terminal, end = pty.openpty()
+    termios.tcsetwinsize(end, (24, 150))
+    command = f"{sys.executable} {ROOT / 'dsac_e.py'} {options} --run-dir {tmp_path / 'run'}"
+    process = subprocess.Popen(command.split(), stdout=subprocess.PIPE, stderr=end)
+    os.close(end)
+    shown = b""
+    try:
+        while chunk := os.read(terminal, 1000):
+            shown += chunk
+    except OSError:  # how Linux says that the other end is closed
+        pass
+    assert process.wait() == 0
+    last = r"100%.*2.40k/2.40k \[\d\d:\d\d<00:00, .* steps/s, return=-\d+\.\d \+- 0\.0, alpha=2\.\d+\]"
+    assert re.search(last, shown.decode())
+    assert shown.count(b"\n") <= 2
+
+
 def test_ctrl_c_saves_and_says_so(tmp_path):
     """One Ctrl-C ends a run in order: the policy is saved, the user told, the exit code that of an interrupt."""
     command = f"{sys.executable} {ROOT / 'dsac_e.py'} --env-id Pendulum-v1 --device cpu --run-dir {tmp_path / 'run'}"
@@ -237,7 +275,7 @@ def test_ctrl_c_saves_and_says_so(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
-    assert re.search(r"interrupted at step \d+, return", out)
+    assert re.search(r"interrupted at step \d+", out)
     assert "policy" in torch.load(tmp_path / "run" / "policy.pt", weights_only=True)
 
 
@@ -247,7 +285,17 @@ def test_a_broken_number_stops_the_run(monkeypatch, run):
     monkeypatch.setattr(gym.envs.classic_control.PendulumEnv, "step", broken)
     with pytest.raises(SystemExit) as stop:
         run(dsac_e, env_id="Pendulum-v1")
-    assert re.search(r"stopped at step 72: .*losses/pev.* not finite", str(stop.value))
+    assert re.search(r"step 72, not finite: .*losses/pev.*last good policy: .*/policy.pt", str(stop.value))
+
+
+def test_a_broken_policy_is_not_saved(monkeypatch, tmp_path, run):
+    """An evaluation that comes before the numbers are read does not put a broken policy over a good one."""
+    monkeypatch.setattr(gym.envs.classic_control.PendulumEnv, "step", broken)
+    with pytest.raises(SystemExit) as stop:
+        run(dsac_e, env_id="Pendulum-v1", run_dir=tmp_path / "run", eval_interval=30)
+    assert re.search(r"step \d+, not finite: policy; last good policy: .*/policy.pt", str(stop.value))
+    saved = torch.load(tmp_path / "run" / "policy.pt", weights_only=True)["policy"]
+    assert all(weight.isfinite().all() for weight in saved.values())
 
 
 def broken(self, action):

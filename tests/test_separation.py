@@ -9,6 +9,7 @@ import pytest
 import sac
 import td3
 import torch
+from test_distribution import Answers, pev
 from test_update import BATCH, GAMMA, TAU, VARIANTS, make_agent, make_batch
 
 LOW_ALPHA, HIGH_ALPHA = -3.0, 1.5
@@ -53,17 +54,15 @@ def test_alpha_and_what_the_critics_learn(variant):
     """With separation, two agents that differ in alpha alone compute the same critic gradients, weights and spread, bit
     by bit; their policies part, so alpha was felt where it may be. Without, every gradient of the twins differs."""
     (_, low, _), (_, high, _) = updated(variant, LOW_ALPHA), updated(variant, HIGH_ALPHA)
-    parts = ("critics", "entropy_critic") if variant in SEPARATED else ("entropy_critic",)
-    for part in parts:
-        others = bits(high, part)
-        for name, (weight, gradient) in bits(low, part).items():
-            assert torch.equal(weight, others[name][0]) and torch.equal(gradient, others[name][1]), name
+    twins, others = bits(low, "critics"), bits(high, "critics")
     if variant in SEPARATED:
-        assert bits(low, "critics") and bits(low, "entropy_critic")  # the loops above have seen something
+        twins, others = twins | bits(low, "entropy_critic"), others | bits(high, "entropy_critic")
+        for name, (weight, gradient) in twins.items():
+            assert torch.equal(weight, others[name][0]) and torch.equal(gradient, others[name][1]), name
         assert torch.equal(low.spread, high.spread)
     else:
-        for name, (_, gradient) in bits(low, "critics").items():
-            assert not torch.equal(gradient, bits(high, "critics")[name][1]), name
+        for name, (_, gradient) in twins.items():
+            assert not torch.equal(gradient, others[name][1]), name
     for name, (_, gradient) in bits(low, "policy").items():
         assert not torch.equal(gradient, bits(high, "policy")[name][1]), name
 
@@ -90,22 +89,17 @@ def test_targets_shift_by_the_entropy_bonus_or_not_at_all(variant):
 
 def test_sampled_target_of_dsac_t_shifts_as_well():
     """The target that moves sigma carries the same entropy as the one that moves Q."""
-    batch, noise, spread = make_batch(dsac_t, 1), torch.linspace(-2, 2, BATCH).double(), torch.full((2,), 1e3).double()
-    log_prob = torch.linspace(-3, 3, BATCH).double()
-    targets = []
+    batch, size = make_batch(dsac_t, 1), (2, BATCH)
+    noise, log_prob = (torch.linspace(-x, x, BATCH, dtype=torch.float64) for x in (2, 3))
+    wide, targets = 1e3, []
     for alpha in (0.25, 1.5):
-        # So low a Q makes y - Q positive, and so large a spread leaves y unclipped.
-        q, sigma = torch.full((2, BATCH), -100.0).double(), torch.ones(2, BATCH).double().requires_grad_()
-        values = [(q, sigma), (torch.zeros_like(q), 0.5 * torch.ones_like(q))]
-        loss, spread = dsac_t.pev(
-            lambda *_: values[0], lambda *_: values[1], batch, batch.action, log_prob, noise, torch.tensor(alpha).double(),
-            spread, GAMMA, 0.0,
-        )  # fmt: skip
-        loss.backward()
-        # d loss / d sigma = -w ((y - Q)^2 - 1) / (1 + 0.1) / B, solved for y
-        targets.append(q + (1 - sigma.grad * BATCH * 1.1 / (1e3**2 + 0.1)).sqrt())
-    expected = (-GAMMA * (1 - batch.terminated) * (1.5 - 0.25) * log_prob).expand(2, -1)
-    np.testing.assert_allclose((targets[1] - targets[0]).detach(), expected, rtol=1e-9, atol=1e-11)
+        # So low a Q makes y - Q positive, and so wide a spread leaves y unclipped.
+        critics, target_critics = Answers(np.full(size, -100.0), np.ones(size)), Answers(np.zeros(size), np.ones(size))
+        pev(dsac_t, critics, target_critics, batch, noise, [wide, wide], alpha, log_prob, tau=0.0)[0].backward()
+        # d loss / d sigma = -(wide^2 + 0.1) ((y - Q)^2 - 1) / (1 + 0.1) / B, solved for y
+        targets.append(-100 + np.sqrt(1 - critics.sigma.grad.numpy() * BATCH * 1.1 / (wide**2 + 0.1)))
+    expected = -GAMMA * (1 - batch.terminated) * (1.5 - 0.25) * log_prob
+    np.testing.assert_allclose(targets[1] - targets[0], [expected, expected], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

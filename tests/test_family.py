@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import functools
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ SHARED = {
 }
 
 
+@functools.cache
 def definitions(name: str) -> dict[str, str]:
     """The source of every class and function at the top level of a script, in order."""
     tree = ast.parse(SOURCES[name])

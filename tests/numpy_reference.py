@@ -1,4 +1,4 @@
-"""The four algorithms a second time, in NumPy float64: written from the papers' formulas, sharing nothing with torch."""
+"""The four algorithms a second time: NumPy, float64, from the papers' formulas, nothing shared with torch."""
 
 import math
 

@@ -7,17 +7,18 @@ once. A mean over the batch, such as the scripts' losses, is then an exact expec
 
 import copy
 
-import dsac_e
-import dsac_t
 import numpy as np
 import pytest
-import sac
-import td3
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+import dsac_e
+import dsac_t
+import sac
+import td3
 
 ALPHA = torch.tensor(0.7, dtype=torch.float64)
 CASES = {"PIS": dsac_e, "PEV of DSAC-E": dsac_e, "PEV of DSAC-T": dsac_t, "PEV of SAC": sac, "PEV of TD3": td3}
@@ -166,8 +167,7 @@ def test_factor_gamma_is_attained(case, seed, gamma, shift):
 
 
 @every_case
-@pytest.mark.parametrize("gamma", [0.5, 0.9])
-@pytest.mark.parametrize("ending", [0.0, 0.3])
+@pytest.mark.parametrize(("gamma", "ending"), [(0.5, 0.3), (0.9, 0.0)])
 def test_iterates_reach_the_closed_form_at_rate_gamma(case, gamma, ending):
     """The k-th iterate is within gamma^k of the initial distance from (I - gamma P)^-1 times the constant part."""
     mdp = MDP(SEED, ending=ending)

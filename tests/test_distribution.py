@@ -2,13 +2,14 @@
 
 from statistics import NormalDist
 
-import dsac_e
-import dsac_t
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+import dsac_e
+import dsac_t
 
 GAMMA, TAU, EPS = 0.9, 0.1, 0.1
 both = pytest.mark.parametrize("module", [dsac_e, dsac_t], ids=["dsac_e", "dsac_t"])

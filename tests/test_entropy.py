@@ -3,16 +3,17 @@
 import copy
 import math
 
-import dsac_e
-import dsac_t
 import gymnasium as gym
 import numpy as np
 import pytest
-import sac
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+import dsac_e
+import dsac_t
+import sac
 
 SCRIPTS = [dsac_e, dsac_t, sac]
 # Neither +-1 nor symmetric; centres and half ranges, (1.5, -0.75, 0.625) and (1.75, 1.25, 0.125), are exact in float32.
@@ -73,11 +74,11 @@ def test_density_integrates_to_one_over_the_box(script, mu, log_std):
 def test_density_in_two_dimensions_integrates_to_one(script):
     """The density is joint: per unit of volume, over boxes of different sizes."""
     policy = policy_with(script, [0.6, -1.0], [-0.7, 0.2], LOW[:2], HIGH[:2])
-    grid = np.linspace(-7, 7, 401)
+    grid = np.linspace(-5, 5, 401)  # leaves 1e-6 outside
     action, log_prob = play(policy, np.stack(np.meshgrid(grid, grid, indexing="ij"), -1).reshape(-1, 2))
     action, density = action.reshape(401, 401, 2), np.exp(log_prob).reshape(401, 401)
     inner = np.trapezoid(density, action[0, :, 1], axis=1)
-    assert np.trapezoid(inner, action[:, 0, 0]) == pytest.approx(1, abs=1e-3)
+    assert np.trapezoid(inner, action[:, 0, 0]) == pytest.approx(1, abs=3e-4)
 
 
 @every_script
@@ -173,8 +174,8 @@ def mean_and_error(totals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def test_trajectory_entropy_in_a_small_mdp():
     """Three ways to one number: PIS, Monte Carlo with the policy's log-probabilities, and linear algebra.
 
-    States sit on a ring; an action at x = (a - center) / half_range steps forth with probability (1 + x) / 2, else back.
-    Monte Carlo is within 4 standard errors of linear algebra, and PIS within 0.1 nats more of Monte Carlo.
+    States sit on a ring; an action at x = (a - center) / half_range moves on with probability (1 + x) / 2, else back.
+    Monte Carlo is within 4 standard errors of linear algebra, and PIS within 0.05 nats more of Monte Carlo.
     """
     torch.manual_seed(0)
     gamma, states, copies, horizon = 0.8, torch.eye(3), 2000, 50  # beyond the horizon lies 0.8^50 / 0.2 = 7e-5
@@ -210,8 +211,8 @@ def test_trajectory_entropy_in_a_small_mdp():
 
     # PIS, on transitions of another policy: uniform actions in uniform states.
     critic = dsac_e.EntropyCritic(3, 1, hidden_width=32)
-    target, steps, zeros = copy.deepcopy(critic).requires_grad_(False), 1500, torch.zeros(256)
-    optimizer = torch.optim.Adam(critic.parameters(), 3e-3)
+    target, steps, zeros = copy.deepcopy(critic).requires_grad_(False), 1000, torch.zeros(256)
+    optimizer = torch.optim.Adam(critic.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, steps)
     for _ in range(steps):
         state, action = torch.randint(3, (256,)), act_at(2 * torch.rand(256) - 1)
@@ -222,25 +223,24 @@ def test_trajectory_entropy_in_a_small_mdp():
         schedule.step()
         torch._foreach_lerp_([*target.parameters()], [weight.detach() for weight in critic.parameters()], 0.1)
     learned = critic(states[start], act_at(x)).detach().numpy()
-    print(learned-mean,exact,error)
-    assert np.all(np.abs(learned - mean) < 4 * error + 0.1)
+    assert np.all(np.abs(learned - mean) < 4 * error + 0.05)
 
 
 def test_trajectory_entropy_in_pendulum(monkeypatch, run):
     """train() with a frozen policy: the Qe it ends with foretells the entropies of rollouts in gymnasium's Pendulum.
 
-    Rollouts start in the states that the task resets to and take any first action; the entropy of each state on the way
-    is the exact one. Agreement is within 4 standard errors and 0.3 nats for each of 16 pairs, 0.1 nats on their average.
-    In training, every 25th step is cut by a time limit: were Qe not bootstrapped there, it would be some 0.6 nats off.
+    The rollouts start as the task resets, with one fixed first action each; the entropy of each state on the way is the
+    exact one. Over 16 starts Qe is within 0.25 nats in root mean square, and 0.1 nats on average, of values that span
+    more than 4, plus 4 standard errors of the rollouts. A time limit cuts every 25th step of the training.
     """
-    pairs, copies, gamma, horizon = 16, 24, 0.8, 50  # beyond the horizon lies 0.8^50 / 0.2 = 7e-5
+    starts, copies, gamma, horizon = 16, 24, 0.8, 50  # beyond the horizon lies 0.8^50 / 0.2 = 7e-5 of an entropy
     agents = []
 
     class Frozen(LinearPolicy):
-        """Damps the swing: soon near the bottom, where it is narrow, after wide actions at the top."""
+        """Damps the swing; wider at the top than at the bottom."""
 
         def __init__(self, obs_dim, low, high, hidden_width):
-            super().__init__(obs_dim, low, high, hidden_width, [[0.0, 0.2, -0.3], [0.5, 0.25, 0.0]], [0.0, -3.0])
+            super().__init__(obs_dim, low, high, hidden_width, [[0.0, 0.2, -0.3], [0.7, 0.2, 0.0]], [0.0, -3.0])
 
     class Agent(dsac_e.Agent):
         def __init__(self, *args):
@@ -248,39 +248,40 @@ def test_trajectory_entropy_in_pendulum(monkeypatch, run):
             agents.append(self)
 
         def update(self, batch, delayed):
-            self.critic_optimizer.param_groups[0]["lr"] *= 0.996  # so that the noise of the samples averages out
+            self.critic_optimizer.param_groups[0]["lr"] *= 0.995  # so that the noise of the samples averages out
             return super().update(batch, delayed)
 
     monkeypatch.setattr(dsac_e, "Policy", Frozen)
     monkeypatch.setattr(dsac_e, "Agent", Agent)
     if "CutPendulum-v0" not in gym.registry:
         gym.register("CutPendulum-v0", "gymnasium.envs.classic_control:PendulumEnv", max_episode_steps=25)
-    # The targets move every 10th update, by as much more: that spares most of the policy's updates, which do nothing.
+    # The targets move every 10th update, by the more: that saves most updates of the policy, which would do nothing.
     run(
-        dsac_e, env_id="CutPendulum-v0", total_timesteps=13_000, num_envs=10, learning_starts=1000, buffer_size=16_000,
+        dsac_e, env_id="CutPendulum-v0", total_timesteps=11_000, num_envs=10, learning_starts=1000, buffer_size=11_000,
         batch_size=256, gamma=gamma, tau=0.3, policy_delay=10, hidden_width=32, policy_lr=0.0, critic_lr=1e-2,
         eval_episodes=1, eval_interval=10**6,
     )  # fmt: skip
     policy, critic = agents[0].policy, agents[0].entropy_critic
-    assert policy.net.bias.tolist() == [0, -3]  # frozen
+    assert policy.net.bias.tolist() == [0, -3]
 
+    torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    angle, speed = rng.uniform(-np.pi, np.pi, pairs), rng.uniform(-1, 1, pairs)
-    first = rng.uniform(-2, 2, (pairs, 1)).astype(np.float32)
-    envs = dsac_e.make_envs("Pendulum-v1", pairs * copies)
+    angle, speed = rng.uniform(-np.pi, np.pi, starts), rng.uniform(-1, 1, starts)
+    first_obs = np.stack([np.cos(angle), np.sin(angle), speed], 1, dtype=np.float32)
+    envs = dsac_e.make_envs("Pendulum-v1", starts * copies)
+    first_action = dsac_e.act(policy, first_obs, envs.single_action_space)
     envs.reset(seed=0)
     for i, env in enumerate(envs.envs):
         env.unwrapped.state = np.array([angle[i // copies], speed[i // copies]])
-    obs, *_ = envs.step(first.repeat(copies, 0))
+    obs, *_ = envs.step(first_action.repeat(copies, 0))
     totals = np.zeros(len(obs))
     for t in range(1, horizon):
-        totals += gamma**t * exact_entropy(*policy.moments(torch.from_numpy(obs)), 2.0)
+        totals += gamma**t * exact_entropy(*policy.moments(torch.from_numpy(obs)), policy.half_range.item())
         obs, *_ = envs.step(dsac_e.act(policy, obs, envs.single_action_space))
-    mean, error = mean_and_error(totals.reshape(pairs, copies))
-    obs = np.stack([np.cos(angle), np.sin(angle), speed], 1, dtype=np.float32)
-    learned = critic(torch.from_numpy(obs), torch.from_numpy(first)).detach().numpy()
-    print(learned-mean, (learned-mean).mean(), ((learned-mean)**2).mean()**.5)
-    deviation, allowance = learned - mean, 4 * np.linalg.norm(error) / pairs
-    assert np.ptp(mean) > 4
-    assert np.sqrt(np.mean(deviation**2)) < 4 * error.max() + 0.3
-    assert abs(deviation.mean()) < 4 * np.linalg.norm(error) / pairs + 0.1
+    envs.close()
+    mean, error = mean_and_error(totals.reshape(starts, copies))
+    learned = critic(torch.from_numpy(first_obs), torch.from_numpy(first_action)).detach().numpy()
+    difference = learned - mean
+    assert np.ptp(mean) > 4  # else a constant could pass
+    assert np.sqrt(np.mean(difference**2)) < 4 * np.sqrt(np.mean(error**2)) + 0.25
+    assert abs(difference.mean()) < 4 * np.sqrt(np.mean(error**2) / starts) + 0.1

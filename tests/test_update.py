@@ -1,13 +1,14 @@
 """Whole updates of the four agents, against an independent implementation and against each other."""
 
-import dsac_e
-import dsac_t
 import numpy as np
 import pytest
-import sac
-import td3
 import torch
 from numpy_reference import Reference
+
+import dsac_e
+import dsac_t
+import sac
+import td3
 
 OBS, BATCH, HIDDEN = 3, 16, 5
 LOW, HIGH = np.array([-0.5, -2.0]), np.array([1.5, 1.0])  # neither +-1 nor around zero, and exact in float32
@@ -28,7 +29,7 @@ VARIANTS = {
 
 
 def make_agent(module, **arguments):
-    """A float64 agent whose weights are large enough to reach every branch, and whose targets are off their networks."""
+    """A float64 agent with weights large enough to reach every branch, and with targets off their networks."""
     if module is not td3:
         arguments["alpha_lr"] = 5e-3
     args = module.Args(env_id="Ant-v4", gamma=GAMMA, tau=TAU, hidden_width=HIDDEN, **RATES, **arguments)

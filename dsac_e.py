@@ -559,7 +559,7 @@ def train(args: Args):
     writer.close()
     envs.close()
     eval_envs.close()
-    print(f"{'interrupted' if caught else 'finished'} at step {step}, {', '.join(map(' '.join, shown.items()))}")
+    print(", ".join([f"{'interrupted' if caught else 'finished'} at step {step}", *map(" ".join, shown.items())]))
     print(f"evaluate: python {sys.argv[0]} --evaluate {run_dir}\ncurves:   tensorboard --logdir {run_dir.parent}")
     if caught:
         raise SystemExit(128 + caught[0])

@@ -122,7 +122,6 @@ def test_update_equals_numpy(variant):
 
 def test_full_ablation_is_dsac_t():
     """dsac_e --no-tec --no-res at rho = 1 is DSAC-T: same gradients, weights, spread, alpha from the same start."""
-    torch.manual_seed(0)
     ablated = make_agent(dsac_e, rho=1.0, tec=False, res=False)
     sibling = make_agent(dsac_t)
     state = {name: value for name, value in ablated.state_dict().items() if "entropy_critic" not in name}

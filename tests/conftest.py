@@ -70,6 +70,14 @@ class Ledger(gym.Env):
         return self.observe(), 100.0 * self.episode + self.time, terminated, truncated, {"time": self.time}
 
 
+class Staggered(Ledger):
+    """The same, but copy n is truncated after n steps, and every step is worth 1."""
+
+    def step(self, action):
+        obs, *_ = super().step(action)
+        return obs, 1.0, False, self.time == self.copy, {}
+
+
 class Whole(Ledger):
     """The same with whole-numbered actions."""
 
@@ -88,9 +96,9 @@ class Image(Ledger):
     observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
-for name, task in {"Ledger-v0": Ledger, "Whole-v0": Whole, "Unbounded-v0": Unbounded, "Image-v0": Image}.items():
-    if name not in gym.registry:
-        gym.register(name, task)
+for task in (Ledger, Staggered, Whole, Unbounded, Image):
+    if f"{task.__name__}-v0" not in gym.registry:
+        gym.register(f"{task.__name__}-v0", task)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
     python tests/mutations.py spread     those whose line or file contains the word
 
 Each mutation replaces one token or two in one script, or in the harness of all four. One that no test notices is printed
-as a survivor, and the exit code is 1. Not part of the test suite: it takes the better part of an hour on one core.
+as a survivor, and the exit code is 1. Not part of the test suite: it takes ten minutes or more on one core.
 """
 
 import shutil

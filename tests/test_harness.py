@@ -235,6 +235,14 @@ def test_evaluate_reports_what_the_policy_does(monkeypatch, capsys, run, script)
     assert mean == pytest.approx(np.mean(returns), abs=0.1) and spread == pytest.approx(np.std(returns), abs=0.1)
 
 
+def test_evaluation_counts_one_episode_of_each_environment(ledger):
+    """What follows the end of an episode, here by truncation, counts no more, while others still play theirs."""
+    envs = dsac_e.make_envs("Staggered-v0", 4)
+    policy = dsac_e.Policy(4, ledger.action_space.low, ledger.action_space.high, 8)
+    returns, lengths = dsac_e.evaluate(policy, envs, np.random.SeedSequence(0))
+    assert returns.tolist() == lengths.tolist() == [1, 2, 3, 4]
+
+
 def test_evaluation_leaves_training_alone(run):
     """Evaluating more often changes nothing that is learned."""
     often = run(dsac_e, env_id="Pendulum-v1", eval_interval=3) / "policy.pt"

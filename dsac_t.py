@@ -26,6 +26,7 @@ Above the line of = signs is the algorithm. Below it, data and training: the sam
 import copy
 import difflib
 import math
+import multiprocessing
 import os
 import re
 import signal
@@ -82,8 +83,8 @@ class Args:
     """learning rate of log(alpha)"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where networks and replay live; auto takes CUDA when there is one"""
-    compile: bool = False
-    """compile the update with torch.compile: needs a C++ compiler, and the first updates then take a minute"""
+    compile: bool = True
+    """go over to updates compiled by torch.compile once a helper has made them, during the first ones"""
     eval_interval: int = 50_000
     """steps between two evaluations"""
     eval_episodes: int = 10
@@ -105,20 +106,23 @@ class Batch(NamedTuple):
 
 
 class StackedLinear(nn.Module):
-    """n layers like nn.Linear side by side, in one batched product: (n, B, fan_in) -> (n, B, fan_out)."""
+    """n layers like nn.Linear side by side, in one batched product: (n, fan_in, B) -> (n, fan_out, B).
+
+    Features first, because then the gradient of the weight is laid out as the weight is, and nothing has to be copied.
+    """
 
     def __init__(self, n: int, fan_in: int, fan_out: int):
         super().__init__()
         bound = fan_in**-0.5
         self.weight = nn.Parameter(torch.empty(n, fan_out, fan_in).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n, fan_out, 1).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.baddbmm(self.bias, x, self.weight.transpose(1, 2))
+        return self.weight @ x + self.bias
 
 
 def mlp(n: int, inputs: int, outputs: int, width: int) -> nn.Sequential:
-    """n independent networks of three hidden GELU layers: (n, B, inputs) -> (n, B, outputs)."""
+    """n independent networks of three hidden GELU layers: (n, inputs, B) -> (n, outputs, B)."""
     hidden = [layer for fan_in in (inputs, width, width) for layer in (StackedLinear(n, fan_in, width), nn.GELU())]
     return nn.Sequential(*hidden, StackedLinear(n, width, outputs))
 
@@ -141,7 +145,7 @@ class Policy(nn.Module):
 
         The density is per unit of the environment's own action, which is what gives H0 = -A its meaning.
         """
-        mu, log_std = self.net(obs.unsqueeze(0)).squeeze(0).chunk(2, dim=-1)
+        mu, log_std = self.net(obs.T.unsqueeze(0)).squeeze(0).T.chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 0.5)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
@@ -164,7 +168,7 @@ class TwinCritics(nn.Module):
         self.net = mlp(2, obs_dim + action_dim, 2, hidden_width)
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        q, raw = self.net(torch.cat((obs, action), -1).expand(2, -1, -1)).unbind(-1)
+        q, raw = self.net(torch.cat((obs, action), -1).T.expand(2, -1, -1)).unbind(1)
         return q, F.softplus(raw)
 
 
@@ -226,6 +230,13 @@ def tup(log_alpha, entropy, budget):
     return log_alpha.exp() * (entropy.detach().mean() - budget)
 
 
+def descend(optimizer: torch.optim.Optimizer, weights: list[Tensor], gradients: tuple[Tensor, ...]):
+    """One step of the optimizer of these weights along these gradients."""
+    for weight, gradient in zip(weights, gradients, strict=True):
+        weight.grad = gradient
+    optimizer.step()
+
+
 class Agent(nn.Module):
     """Everything that learns, and the order in which it learns."""
 
@@ -239,17 +250,18 @@ class Agent(nn.Module):
         weights = dict(self.named_parameters())
         self.targets = [weight for name, weight in weights.items() if name.startswith("target_")]
         self.online = [weights[name.removeprefix("target_")] for name in weights if name.startswith("target_")]
-        critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
-        self.critic_optimizer = torch.optim.Adam(critic_weights, args.critic_lr, fused=True)
+        self.critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
+        self.critic_optimizer = torch.optim.Adam(self.critic_weights, args.critic_lr, fused=True, capturable=True)
         self.register_buffer("spread", torch.zeros(2))
         self.log_alpha = nn.Parameter(torch.tensor(1.0))
         budget = -float(action_dim)  # H0, for every single step
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
-        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), args.policy_lr, fused=True)
+        self.policy_weights = [*self.policy.parameters(), self.log_alpha]
+        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), args.policy_lr, fused=True, capturable=True)
         self.policy_optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
 
-    def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
-        """One update; a delayed one moves not only the critics but everything else too. Returns tensors to log."""
+    def critic_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """PEV: gradients of `critic_weights`, tensors to log."""
         gamma, tau, alpha = self.args.gamma, self.args.tau, self.log_alpha.detach().exp()
         with torch.no_grad():
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
@@ -258,31 +270,40 @@ class Agent(nn.Module):
             self.critics, self.target_critics, batch, next_action, next_log_prob, noise, alpha, self.spread, gamma, tau
         )
         self.spread.copy_(spread)
-        self.critic_optimizer.zero_grad()
-        pev_loss.backward()
-        self.critic_optimizer.step()
-        if not delayed:
-            return log
+        return torch.autograd.grad(pev_loss, self.critic_weights), log
 
+    def policy_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """PIM and TUP: gradients of `policy_weights`, tensors to log."""
+        alpha = self.log_alpha.detach().exp()
         noise = torch.randn_like(batch.action)
         pim_loss, entropy = pim(self.policy, self.critics, batch.obs, noise, alpha)
         tup_loss = tup(self.log_alpha, entropy, self.budget)
-        self.policy_optimizer.zero_grad()
-        (pim_loss + tup_loss).backward()
-        self.policy_optimizer.step()
+        log = {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
+        log |= {"entropy/policy": entropy, "entropy/budget": self.budget}
+        return torch.autograd.grad(pim_loss + tup_loss, self.policy_weights), log
+
+    def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
+        """One update; a delayed one moves not only the critics but everything else too. Returns tensors to log."""
+        gradients, log = self.critic_gradients(batch)
+        descend(self.critic_optimizer, self.critic_weights, gradients)
+        if not delayed:
+            return log
+
+        gradients, policy_log = self.policy_gradients(batch)
+        descend(self.policy_optimizer, self.policy_weights, gradients)
         with torch.no_grad():
             # [ours] Far from its budget log(alpha) drifts for a whole run: exp would leave float32, and below -15 the
             # gradient sinks under Adam's epsilon, which makes the way back longer than the way out.
             self.log_alpha.clamp_(-15, 15)
-            torch._foreach_lerp_(self.targets, self.online, tau)
-        log |= {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
-        return log | {"entropy/policy": entropy, "entropy/budget": self.budget}
+            torch._foreach_lerp_(self.targets, self.online, self.args.tau)
+        return log | policy_log
 
 
 # ======================================================================================================================
 # The harness: data and training, the same text in dsac_e.py, dsac_t.py, sac.py and td3.py.
 # Of the algorithm it knows Args (in which any *_noise may be zero), Batch, Policy.act and Agent.update.
 
+COMPILE_AFTER = 5_000  # updates; until then they run as they are, while a helper compiles them
 LOG_INTERVAL = 500  # updates between two readings of the tensors to log: a reading waits for the device
 EVAL_LIMIT = 10_000  # length of an evaluation episode where the task itself sets no limit
 
@@ -377,21 +398,58 @@ class ReplayBuffer:
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.widths = (obs_dim, action_dim, obs_dim, 1, 1)
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
-        self.added = 0
+        self.added, self.filled = 0, torch.tensor(0, device=device)
 
     def add(self, obs, action, next_obs, reward, terminated):
         """n transitions, as arrays of n rows; once the ring is full they replace the n oldest."""
         columns = (obs, action, next_obs, reward[:, None], terminated[:, None])
         rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe"))
-        slots = torch.arange(self.added, self.added + len(rows)) % len(self.rows)
-        self.rows[slots.to(self.rows.device)] = rows.to(self.rows.device)
+        slots = torch.arange(self.added, self.added + len(rows), device=self.rows.device) % len(self.rows)
+        self.rows[slots] = rows.to(self.rows.device)
         self.added += len(rows)
+        self.filled.fill_(min(self.added, len(self.rows)))
 
     def sample(self, batch_size: int) -> Batch:
         """batch_size transitions, uniformly and with replacement."""
-        slots = torch.randint(min(self.added, len(self.rows)), (batch_size,), device=self.rows.device)
+        # Not randint(filled): a CUDA graph would go on with the number that it was captured with.
+        slots = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.filled
         obs, action, next_obs, reward, terminated = self.rows.index_select(0, slots).split(self.widths, dim=1)
         return Batch(obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
+
+
+def compile_update(agent: Agent):
+    """Compiles the two methods of agent that an update spends its time in."""
+    torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would end the graph
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # shapes and types stay as they are
+    for name in ("critic_gradients", "policy_gradients"):
+        setattr(agent, name, torch.compile(getattr(agent, name), fullgraph=True, options=options))
+
+
+def compile_ahead(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray, device: torch.device):
+    """Leaves a compiled update in torch's cache on disk. For a process of its own: the run need not wait for it."""
+    os.nice(10)
+    agent, buffer = Agent(args, obs_dim, low, high).to(device), ReplayBuffer(1, obs_dim, len(low), device)
+    zeros = np.zeros((1, obs_dim)), np.zeros((1, len(low))), np.zeros((1, obs_dim)), np.zeros(1), np.zeros(1)
+    buffer.add(*zeros)
+    compile_update(agent)
+    try:
+        agent.update(buffer.sample(args.batch_size), delayed=True)
+    except Exception as error:  # the compiler may raise anything
+        sys.exit(f"{ALGORITHM}: updates stay uncompiled: {str(error).splitlines()[0]} (--no-compile: do not try)")
+
+
+def record(agent: Agent, buffer: ReplayBuffer):
+    """The two kinds of update as CUDA graphs, drawing the batch included: each is a single launch from then on."""
+    graphs, logs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()], []
+    for delayed in (False, True):
+        with torch.cuda.graph(graphs[delayed]):
+            logs.append(agent.update(buffer.sample(agent.args.batch_size), delayed))
+
+    def update(delayed: bool) -> dict[str, Tensor]:
+        graphs[delayed].replay()
+        return logs[delayed]
+
+    return update
 
 
 def to_numbers(log: dict[str, Tensor]) -> dict[str, float]:
@@ -419,7 +477,6 @@ def train(args: Args):
     space, obs_dim = envs.single_action_space, envs.single_observation_space.shape[0]
     torch.manual_seed(args.seed)
     agent = Agent(args, obs_dim, space.low, space.high).to(device)
-    update = torch.compile(agent.update) if args.compile else agent.update
     try:
         buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
     except RuntimeError:  # what torch raises when memory does not suffice
@@ -435,7 +492,16 @@ def train(args: Args):
         fail(f"cannot write to the run directory {run_dir} ({error.strerror}): name another with --run-dir")
     rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
     writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))
-    caught = []
+
+    def update(delayed: bool) -> dict[str, Tensor]:
+        return agent.update(buffer.sample(args.batch_size), delayed)
+
+    helper, caught = None, []
+    if args.compile and args.total_timesteps - args.learning_starts > 2 * COMPILE_AFTER * args.num_envs:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the helper inherits this: Ctrl-C is for the run alone
+        arguments = args, obs_dim, space.low, space.high, device
+        helper = multiprocessing.get_context("spawn").Process(target=compile_ahead, args=arguments, daemon=True)
+        helper.start()
 
     def catch(signum, frame):  # the first Ctrl-C or SIGTERM ends the run in order, the second at once
         caught.append(signum)
@@ -471,6 +537,28 @@ def train(args: Args):
                 break
 
         action = act(agent.policy, obs, space)
+        if step >= max(args.learning_starts, 1):
+            # The update comes before the environments step: on a GPU it then runs while they do.
+            updates += 1
+            log |= update(updates % args.policy_delay == 0)
+            if updates % LOG_INTERVAL == 0:
+                scalars = to_numbers(log)
+                broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
+                if broken:
+                    sys.exit(f"step {step}, not finite: {', '.join(broken)}; last good policy: {run_dir}/policy.pt")
+                scalars["charts/SPS"] = (step - logged_step) / (time.perf_counter() - logged_time)
+                logged_step, logged_time = step, time.perf_counter()
+                for tag, value in scalars.items():
+                    writer.add_scalar(tag, value, step)
+                if "losses/alpha" in scalars:
+                    shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
+                bar.set_postfix(shown, refresh=False)
+            if helper and updates == COMPILE_AFTER:
+                helper.join()
+                if helper.exitcode == 0:
+                    compile_update(agent)
+            if helper and updates == COMPILE_AFTER + 10 and device.type == "cuda":  # by then everything ran once
+                update = record(agent, buffer)
         next_obs, reward, terminated, truncated, infos = envs.step(action)
         step += args.num_envs
         bar.update(args.num_envs)
@@ -487,23 +575,6 @@ def train(args: Args):
             writer.add_scalar("charts/episodic_return", episode_return[i], step)
             writer.add_scalar("charts/episodic_length", episode_length[i], step)
             episode_return[i] = episode_length[i] = 0
-
-        if step < args.learning_starts:
-            continue
-        updates += 1
-        log |= update(buffer.sample(args.batch_size), updates % args.policy_delay == 0)
-        if updates % LOG_INTERVAL == 0:
-            scalars = to_numbers(log)
-            broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
-            if broken:
-                sys.exit(f"step {step}, not finite: {', '.join(broken)}; last good policy: {run_dir}/policy.pt")
-            scalars["charts/SPS"] = (step - logged_step) / (time.perf_counter() - logged_time)
-            logged_step, logged_time = step, time.perf_counter()
-            for tag, value in scalars.items():
-                writer.add_scalar(tag, value, step)
-            if "losses/alpha" in scalars:
-                shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
-            bar.set_postfix(shown, refresh=False)
 
     bar.close()
     writer.close()

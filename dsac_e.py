@@ -121,23 +121,21 @@ class Batch(NamedTuple):
 
 
 class StackedLinear(nn.Module):
-    """n layers like nn.Linear side by side, in one batched product: (n, fan_in, B) -> (n, fan_out, B).
-
-    Features first, because then the gradient of the weight is laid out as the weight is, and nothing has to be copied.
-    """
+    """n layers like nn.Linear side by side, in one batched product: (n, B, fan_in) -> (n, B, fan_out)."""
 
     def __init__(self, n: int, fan_in: int, fan_out: int):
         super().__init__()
         bound = fan_in**-0.5
         self.weight = nn.Parameter(torch.empty(n, fan_out, fan_in).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n, fan_out, 1).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight @ x + self.bias
+        # Transposed, so that the gradient of the weight comes out in the layout of the weight, and is not copied.
+        return (self.weight @ x.mT).mT + self.bias
 
 
 def mlp(n: int, inputs: int, outputs: int, width: int) -> nn.Sequential:
-    """n independent networks of three hidden GELU layers: (n, inputs, B) -> (n, outputs, B)."""
+    """n independent networks of three hidden GELU layers: (n, B, inputs) -> (n, B, outputs)."""
     hidden = [layer for fan_in in (inputs, width, width) for layer in (StackedLinear(n, fan_in, width), nn.GELU())]
     return nn.Sequential(*hidden, StackedLinear(n, width, outputs))
 
@@ -160,7 +158,7 @@ class Policy(nn.Module):
 
         The density is per unit of the environment's own action, which is what gives H0 = -A its meaning.
         """
-        mu, log_std = self.net(obs.T.unsqueeze(0)).squeeze(0).T.chunk(2, dim=-1)
+        mu, log_std = self.net(obs.unsqueeze(0)).squeeze(0).chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 0.5)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
@@ -183,7 +181,7 @@ class TwinCritics(nn.Module):
         self.net = mlp(2, obs_dim + action_dim, 2, hidden_width)
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        q, raw = self.net(torch.cat((obs, action), -1).T.expand(2, -1, -1)).unbind(1)
+        q, raw = self.net(torch.cat((obs, action), -1).expand(2, -1, -1)).unbind(-1)
         return q, F.softplus(raw)
 
 
@@ -195,7 +193,7 @@ class EntropyCritic(nn.Module):
         self.net = mlp(1, obs_dim + action_dim, 1, hidden_width)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(torch.cat((obs, action), -1).T.unsqueeze(0)).squeeze((0, 1))
+        return self.net(torch.cat((obs, action), -1).unsqueeze(0)).squeeze((0, -1))
 
 
 def frozen(net: nn.Module):
@@ -302,7 +300,7 @@ class Agent(nn.Module):
         self.policy_optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
 
     def critic_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """PEV and PIS: gradients of `critic_weights`, tensors to log."""
+        """Policy evaluation: gradients of `critic_weights`, tensors to log."""
         gamma, tau, alpha = self.args.gamma, self.args.tau, self.log_alpha.detach().exp()
         with torch.no_grad():
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
@@ -319,7 +317,7 @@ class Agent(nn.Module):
         return torch.autograd.grad(pev_loss + pis_loss, self.critic_weights), log | pis_log
 
     def policy_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """PIM and TUP: gradients of `policy_weights`, tensors to log."""
+        """Policy improvement: gradients of `policy_weights`, tensors to log."""
         alpha = self.log_alpha.detach().exp()
         noise = torch.randn_like(batch.action)
         pim_loss, entropy, trajectory_entropy = pim(
@@ -352,7 +350,7 @@ class Agent(nn.Module):
 # The harness: data and training, the same text in dsac_e.py, dsac_t.py, sac.py and td3.py.
 # Of the algorithm it knows Args (in which any *_noise may be zero), Batch, Policy.act and Agent.update.
 
-COMPILE_AFTER = 5_000  # updates; until then they run as they are, while a helper compiles them
+COMPILE_AFTER = 5_000  # updates that run as they are, while a helper compiles what the later ones use
 LOG_INTERVAL = 500  # updates between two readings of the tensors to log: a reading waits for the device
 EVAL_LIMIT = 10_000  # length of an evaluation episode where the task itself sets no limit
 
@@ -469,9 +467,8 @@ class ReplayBuffer:
 def compile_update(agent: Agent):
     """Compiles the two methods of agent that an update spends its time in."""
     torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would end the graph
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}  # shapes and types stay as they are
-    for name in ("critic_gradients", "policy_gradients"):
-        setattr(agent, name, torch.compile(getattr(agent, name), fullgraph=True, options=options))
+    agent.critic_gradients = torch.compile(agent.critic_gradients, fullgraph=True)
+    agent.policy_gradients = torch.compile(agent.policy_gradients, fullgraph=True)
 
 
 def compile_ahead(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray, device: torch.device):
@@ -545,12 +542,10 @@ def train(args: Args):
     def update(delayed: bool) -> dict[str, Tensor]:
         return agent.update(buffer.sample(args.batch_size), delayed)
 
-    helper, caught = None, []
+    caught, helper = [], None
     if args.compile and args.total_timesteps - args.learning_starts > 2 * COMPILE_AFTER * args.num_envs:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the helper inherits this: Ctrl-C is for the run alone
         arguments = args, obs_dim, space.low, space.high, device
         helper = multiprocessing.get_context("spawn").Process(target=compile_ahead, args=arguments, daemon=True)
-        helper.start()
 
     def catch(signum, frame):  # the first Ctrl-C or SIGTERM ends the run in order, the second at once
         caught.append(signum)
@@ -602,6 +597,10 @@ def train(args: Args):
                 if "losses/alpha" in scalars:
                     shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
                 bar.set_postfix(shown, refresh=False)
+            if helper and updates == 1:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the helper inherits this: Ctrl-C is for the run alone
+                helper.start()
+                signal.signal(signal.SIGINT, catch)
             if helper and updates == COMPILE_AFTER:
                 helper.join()
                 if helper.exitcode == 0:

@@ -4,12 +4,12 @@
     python tests/speed.py --tasks Hopper-v4 --rounds 9
     pip install sbx-rl stable-baselines3              before it, to have the peers in the table
 
-The first table is one update: as written (eager), compiled, and its floor, which is the update's own matrix products and
-nothing else, recorded from the update and repeated. The second is whole training, environments included: all programs
-run as processes of their own, of which one at a time works while the others wait. Figures are medians over rounds in
-which every program has its turn, and ratios are medians of the ratios within a round: machines are noisy, and noise that
-lasts longer than a round cancels. Every algorithm has three hidden GELU layers of 256 units, batches of 256 and 20
-environments, and makes one update per step of all of them.
+The first table is one update: as written (eager), compiled, and its floor, which is the update's own matrix products
+and nothing else, recorded from an update and repeated. The second is whole training, environments included. Every
+figure is measured in a process of its own, of which one at a time works while the others wait for their turn. Times are
+medians over rounds in which everyone has a turn, and ratios are medians of the ratios within a round, so that noise
+that outlasts a round cancels. Everyone has three hidden GELU layers of 256 units, batches of 256 and 20 environments,
+and makes one update per step of all of them.
 """
 
 import argparse

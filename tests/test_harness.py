@@ -152,7 +152,7 @@ def test_schedule(monkeypatch, run, script):
 
     monkeypatch.setattr(script.Agent, "update", spy)
     run(script, env_id="Pendulum-v1", num_envs=4, total_timesteps=100, learning_starts=60, batch_size=9, policy_delay=3)
-    assert calls == [(9, i % 3 == 0) for i in range(1, 12)]  # after steps 60, 64, ... 100
+    assert calls == [(9, i % 3 == 0) for i in range(1, 11)]  # after steps 60, 64, ... 96
 
 
 def test_log(monkeypatch, run, script):
@@ -171,7 +171,7 @@ def test_log(monkeypatch, run, script):
         tags |= {"losses/pis", "entropy/qe_mean", "entropy/qe_std", "entropy/trajectory_mean", "entropy/trajectory_std"}
     assert set(log) == tags
     # The first update follows step 60, one more every 3 steps: the 5th comes at step 72.
-    assert [step for step, _ in log["critic/q_mean"]] == list(range(72, 241, 15))
+    assert [step for step, _ in log["critic/q_mean"]] == list(range(72, 240, 15))
     assert log["charts/episodic_length"][:3] == [(9, 3.0)] * 3  # 3 copies, each ends its first episode after 3 steps
     assert log["charts/episodic_return"][:3] == [(9, 6.0)] * 3  # 1 + 2 + 3
     assert log["charts/episodic_return"][3] == (24, 100 * 5 + 15.0)

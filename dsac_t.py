@@ -23,6 +23,7 @@ Shapes: B batch, S observation, A action dimensions. What the papers leave open 
 Above the line of = signs is the algorithm. Below it, data and training: the same text in all four scripts.
 """
 
+import contextlib
 import copy
 import difflib
 import math
@@ -31,8 +32,10 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -89,8 +92,12 @@ class Args:
     """steps between two evaluations"""
     eval_episodes: int = 10
     """episodes of one evaluation, played with the deterministic policy"""
+    checkpoint_interval: int = 100_000
+    """steps between two checkpoints; another is made when the run ends, also by Ctrl-C or SIGTERM"""
     run_dir: Path | None = None
     """where the run is written; None: runs/<task>__<algorithm>__<seed>__<time>"""
+    resume: Path | None = None
+    """go on with the run in this directory, with its arguments; --total-timesteps may be raised"""
     evaluate: Path | None = None
     """evaluate the policy saved in this run directory; of the other arguments --seed and --eval-episodes apply"""
 
@@ -303,6 +310,7 @@ class Agent(nn.Module):
 
 COMPILE_AFTER = 5_000  # updates that run as they are, while a helper compiles what the later ones use
 LOG_INTERVAL = 500  # updates between two readings of the tensors to log: a reading waits for the device
+FILE_LENGTH = 100_000  # transitions in one file of a checkpoint
 EVAL_LIMIT = 10_000  # length of an evaluation episode where the task itself sets no limit
 
 
@@ -376,6 +384,28 @@ def act(policy: Policy, obs: np.ndarray, space: gym.spaces.Box, deterministic: b
     return action.astype(space.dtype).clip(space.low, space.high)  # float32 may exceed the box by a rounding error
 
 
+class Fault(Exception):
+    """Why a run cannot go on, in words for its user."""
+
+
+def step_envs(envs: gym.vector.VectorEnv, action: np.ndarray):
+    """envs.step(action); Fault if the task raises, or returns what must never reach a replay buffer."""
+    try:
+        obs, reward, terminated, truncated, infos = envs.step(action)
+    except Exception as error:  # a task may raise anything
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise Fault(f"the task raised {error!r} ({where.filename}, line {where.lineno})") from error
+    final_obs = obs
+    if "final_obs" in infos:  # there, obs is already the first of the next episode
+        done = terminated | truncated
+        final_obs = obs.copy()
+        final_obs[done] = np.stack(infos["final_obs"][done])
+    for name, values in (("a reward", reward), ("an observation", obs), ("an observation", final_obs)):
+        if not np.isfinite(values).all():
+            raise Fault(f"the task returned {name} that is not finite")
+    return obs, final_obs, reward, terminated, truncated
+
+
 def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray]:
     """One episode of the deterministic policy in each environment: returns and lengths, (num_envs,) each."""
     obs, _ = envs.reset(seed=seed.generate_state(envs.num_envs).tolist())
@@ -383,7 +413,7 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: np.random.SeedSeq
     running, limit = np.ones(envs.num_envs, bool), envs.envs[0].spec.max_episode_steps or EVAL_LIMIT
     while running.any() and lengths.max() < limit:
         action = act(policy, obs, envs.single_action_space, deterministic=True)
-        obs, reward, terminated, truncated, _ = envs.step(action)
+        obs, _, reward, terminated, truncated = step_envs(envs, action)
         returns[running] += reward[running]
         lengths[running] += 1
         running &= ~(terminated | truncated)
@@ -397,15 +427,18 @@ class ReplayBuffer:
         self.widths = (obs_dim, action_dim, obs_dim, 1, 1)
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
         self.added, self.filled = 0, torch.tensor(0, device=device)
+        self.files = []  # (first, last + 1) of the transitions in each file that save() wrote and the ring still needs
 
     def add(self, obs, action, next_obs, reward, terminated):
         """n transitions, as arrays of n rows; once the ring is full they replace the n oldest."""
         columns = (obs, action, next_obs, reward[:, None], terminated[:, None])
         rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe"))
-        slots = torch.arange(self.added, self.added + len(rows), device=self.rows.device) % len(self.rows)
-        self.rows[slots] = rows.to(self.rows.device)
+        self.rows[self.slots(self.added, self.added + len(rows))] = rows.to(self.rows.device)
         self.added += len(rows)
         self.filled.fill_(min(self.added, len(self.rows)))
+
+    def slots(self, start: int, end: int) -> Tensor:
+        return torch.arange(start, end, device=self.rows.device) % len(self.rows)
 
     def sample(self, batch_size: int) -> Batch:
         """batch_size transitions, uniformly and with replacement."""
@@ -413,6 +446,25 @@ class ReplayBuffer:
         slots = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.filled
         obs, action, next_obs, reward, terminated = self.rows.index_select(0, slots).split(self.widths, dim=1)
         return Batch(obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
+
+    def save(self, run_dir: Path):
+        """Writes the transitions that came since the last save, so that its duration does not grow with the buffer."""
+        oldest = max(0, self.added - len(self.rows))
+        first = max(oldest, self.files[-1][1] if self.files else 0)
+        self.files = [file for file in self.files if file[1] > oldest]
+        for start in range(first, self.added, FILE_LENGTH):
+            end = min(start + FILE_LENGTH, self.added)
+            write(run_dir / f"replay-{start}-{end}.pt", self.rows[self.slots(start, end)])
+            self.files.append((start, end))
+
+    def load(self, run_dir: Path, files: list[tuple[int, int]]):
+        """Reads back what save() wrote."""
+        for start, end in files:
+            rows = torch.load(run_dir / f"replay-{start}-{end}.pt", map_location="cpu", weights_only=True)
+            self.rows[self.slots(start, end)] = rows.to(self.rows.device)
+            self.added = end
+        self.files = files
+        self.filled.fill_(min(self.added, len(self.rows)))
 
 
 def compile_update(agent: Agent):
@@ -424,7 +476,9 @@ def compile_update(agent: Agent):
 
 def compile_ahead(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray, device: torch.device):
     """Leaves a compiled update in torch's cache on disk. For a process of its own: the run need not wait for it."""
-    os.nice(10)
+    os.nice(5)
+    # However the run ends, the helper ends with it.
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     agent, buffer = Agent(args, obs_dim, low, high).to(device), ReplayBuffer(1, obs_dim, len(low), device)
     zeros = np.zeros((1, obs_dim)), np.zeros((1, len(low))), np.zeros((1, obs_dim)), np.zeros(1), np.zeros(1)
     buffer.add(*zeros)
@@ -460,15 +514,91 @@ def to_numbers(log: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
 
 
-def save_policy(path: Path, args: Args, policy: Policy):
-    """Writes what --evaluate needs; aside and then renamed, so that a crash leaves the previous file whole."""
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    torch.save({"algorithm": ALGORITHM, "args": plain, "policy": policy.state_dict()}, path.with_suffix(".tmp"))
-    os.replace(path.with_suffix(".tmp"), path)
+def write(path: Path, content):
+    """Writes aside, then renames: a crash at any moment leaves the previous file whole. Fault if that fails."""
+    aside = path.with_suffix(".tmp")
+    try:
+        with open(aside, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch wraps some of the former in the latter
+        aside.unlink(missing_ok=True)
+        raise Fault(f"cannot write {path} ({error})") from error
 
 
-def train(args: Args):
-    """The whole run: act, store, update, evaluate, log, save."""
+def plain(args: Args) -> dict:
+    """The arguments as a dictionary that a file may hold and torch.load will read without running code."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+
+
+def save_policy(run_dir: Path, agent: Agent):
+    """Writes what --evaluate needs."""
+    if not all(value.isfinite().all() for value in agent.state_dict().values()):
+        raise Fault("a weight is not finite")
+    content = {"algorithm": ALGORITHM, "args": plain(agent.args), "policy": agent.policy.state_dict()}
+    write(run_dir / "policy.pt", content)
+
+
+def save_checkpoint(run_dir: Path, agent: Agent, buffer: ReplayBuffer, **counters):
+    """Writes what --resume needs: replay first, in files that nothing refers to until the rest is written."""
+    buffer.save(run_dir)
+    cuda = torch.cuda.get_rng_state() if buffer.rows.is_cuda else None
+    optimizers = [agent.critic_optimizer.state_dict(), agent.policy_optimizer.state_dict()]
+    content = {"algorithm": ALGORITHM, "args": plain(agent.args), "agent": agent.state_dict(), "optimizers": optimizers}
+    content |= {"files": buffer.files, "rng": torch.get_rng_state(), "cuda_rng": cuda, "counters": counters}
+    write(run_dir / "checkpoint.pt", content)
+    needed = [f"replay-{start}-{end}.pt" for start, end in buffer.files]
+    for path in run_dir.glob("replay-*"):
+        if path.name not in needed:
+            path.unlink()
+
+
+def load_checkpoint(run_dir: Path, saved: dict, agent: Agent, buffer: ReplayBuffer) -> dict[str, int]:
+    """Puts everything back as save_checkpoint() found it, and returns the counters."""
+    agent.load_state_dict(saved["agent"])
+    for optimizer, state in zip((agent.critic_optimizer, agent.policy_optimizer), saved["optimizers"], strict=True):
+        optimizer.load_state_dict(state)
+    buffer.load(run_dir, saved["files"])
+    torch.set_rng_state(saved["rng"])
+    if buffer.rows.is_cuda and saved["cuda_rng"] is not None:
+        torch.cuda.set_rng_state(saved["cuda_rng"])
+    return saved["counters"]
+
+
+def read(path: Path, option: str) -> dict:
+    """What save_policy() or save_checkpoint() wrote, for the option that needs it; nothing in it can run code."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["algorithm"] != ALGORITHM:
+            fail(f"{path.parent} is a run of {saved['algorithm']}: use {saved['algorithm']}.py {option} {path.parent}")
+        return saved | {"args": Args(**saved["args"])}
+    except Exception as error:  # whatever torch.load makes of a file that is missing, damaged or something else
+        fail(f"{option} cannot use {path} ({type(error).__name__}): name the directory of a run")
+
+
+def new_run_dir(args: Args) -> Path:
+    """Makes the directory of a new run; two runs that start in the same second get two."""
+    task = re.sub(r"[^\w.-]+", "-", args.env_id)
+    run_dir = args.run_dir or Path(f"runs/{task}__{ALGORITHM}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
+    try:
+        try:
+            run_dir.mkdir(parents=True, exist_ok=args.run_dir is not None)
+        except FileExistsError:
+            if args.run_dir:
+                raise
+            run_dir = run_dir.with_name(f"{run_dir.name}-{os.getpid()}")
+            run_dir.mkdir()
+        if any(run_dir.iterdir()):
+            fail(f"the run directory {run_dir} is not empty: name another with --run-dir, or go on with --resume")
+    except OSError as error:
+        fail(f"cannot write to the run directory {run_dir} ({error.strerror}): name another with --run-dir")
+    return run_dir
+
+
+def train(args: Args, saved: dict | None = None):
+    """The whole run, from its start or from a checkpoint: act, update, step, store; evaluate, save, log."""
     device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
     envs, eval_envs = make_envs(args.env_id, args.num_envs), make_envs(args.env_id, args.eval_episodes)
     space, obs_dim = envs.single_action_space, envs.single_observation_space.shape[0]
@@ -478,23 +608,31 @@ def train(args: Args):
         buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
     except RuntimeError:  # what torch raises when memory does not suffice
         fail(f"--buffer-size {args.buffer_size} does not fit into the memory of {device}: choose a smaller one")
-    task = re.sub(r"[^\w.-]+", "-", args.env_id)
-    run_dir = args.run_dir or Path(f"runs/{task}__{ALGORITHM}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        if any(run_dir.iterdir()):
-            fail(f"the run directory {run_dir} is not empty: name another with --run-dir")
-        writer = SummaryWriter(str(run_dir), flush_secs=10)
-    except OSError as error:
-        fail(f"cannot write to the run directory {run_dir} ({error.strerror}): name another with --run-dir")
-    rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
-    writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))
+    counters = {"step": 0, "updates": 0, "next_evaluation": 0}
+    env_seed = np.random.SeedSequence(args.seed)
+    if saved:
+        run_dir = args.resume
+        try:
+            counters = load_checkpoint(run_dir, saved, agent, buffer)
+            if counters["step"] >= args.total_timesteps:
+                fail(f"{run_dir} has made its {counters['step']} steps: give a larger --total-timesteps to go on")
+        except Exception as error:  # whatever torch makes of a file that is missing or damaged
+            fail(f"the checkpoint in {run_dir} is damaged ({type(error).__name__}): start a new run")
+        env_seed = np.random.SeedSequence(args.seed, spawn_key=(counters["step"], 1))
+    else:
+        run_dir = new_run_dir(args)
+    step, updates, next_evaluation = counters.values()
+    checkpoint, first_update = step, updates
+    writer = SummaryWriter(str(run_dir), purge_step=step + 1 if saved else None, flush_secs=10)
+    if not saved:
+        rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
+        writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))
 
     def update(delayed: bool) -> dict[str, Tensor]:
         return agent.update(buffer.sample(args.batch_size), delayed)
 
     caught, helper = [], None
-    if args.compile and args.total_timesteps - args.learning_starts > 2 * COMPILE_AFTER * args.num_envs:
+    if args.compile and args.total_timesteps - max(step, args.learning_starts) > 2 * COMPILE_AFTER * args.num_envs:
         arguments = args, obs_dim, space.low, space.high, device
         helper = multiprocessing.get_context("spawn").Process(target=compile_ahead, args=arguments, daemon=True)
 
@@ -504,43 +642,62 @@ def train(args: Args):
 
     signal.signal(signal.SIGINT, catch)
     signal.signal(signal.SIGTERM, catch)
-    gib = buffer.rows.nbytes / 2**30
-    print(f"{args.env_id} on {device}, up to {gib:.2g} GiB of replay, writing to {run_dir}", flush=True)
-    bar = tqdm(total=args.total_timesteps, unit=" steps", unit_scale=True, dynamic_ncols=True, disable=None)
-    obs, _ = envs.reset(seed=np.random.SeedSequence(args.seed).generate_state(args.num_envs).tolist())
+    gib, begin = buffer.rows.nbytes / 2**30, f"going on from step {step} in" if saved else "writing to"
+    print(f"{args.env_id} on {device}, up to {gib:.2g} GiB of replay, {begin} {run_dir}", flush=True)
+    bar = tqdm(
+        initial=step, total=args.total_timesteps, unit=" steps", unit_scale=True, dynamic_ncols=True, disable=None
+    )
+    log, shown = {}, {}
+    logged_step, logged_time = step, time.perf_counter()
+    obs, _ = envs.reset(seed=env_seed.generate_state(args.num_envs).tolist())
     episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
-    step, updates, log, shown = 0, 0, {}, {}
-    logged_step, logged_time = 0, time.perf_counter()
-    while True:
-        finished = step >= args.total_timesteps
-        if finished or caught or step % args.eval_interval < args.num_envs:  # steps may jump over the very multiple
-            if not all(weight.isfinite().all() for weight in agent.policy.parameters()):
-                sys.exit(f"step {step}, not finite: policy; last good policy: {run_dir}/policy.pt")
-            save_policy(run_dir / "policy.pt", args, agent.policy)
-            if caught:
-                break
-            seed = np.random.SeedSequence(args.seed, spawn_key=(step,))  # spawned: no training environment shares it
-            returns, lengths = evaluate(agent.policy, eval_envs, seed)
-            writer.add_scalar("eval/episodic_return", returns.mean(), step)
-            writer.add_scalar("eval/episodic_return_std", returns.std(), step)
-            writer.add_scalar("eval/episodic_length", lengths.mean(), step)
-            shown["return"] = f"{returns.mean():.1f} +- {returns.std():.1f}"
-            bar.set_postfix(shown, refresh=False)
-            if bar.disable:  # no terminal to draw in
-                print(f"step {step}:", ", ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
-            if finished:
+    try:
+        while True:
+            finished = step >= args.total_timesteps
+            evaluating = (finished or step >= next_evaluation) and not caught
+            if evaluating or caught:
+                save_policy(run_dir, agent)
+            if evaluating:
+                next_evaluation = step - step % args.eval_interval + args.eval_interval
+                seed = np.random.SeedSequence(args.seed, spawn_key=(step,))  # spawned: no training environment has it
+                returns, lengths = evaluate(agent.policy, eval_envs, seed)
+                writer.add_scalar("eval/episodic_return", returns.mean(), step)
+                writer.add_scalar("eval/episodic_return_std", returns.std(), step)
+                writer.add_scalar("eval/episodic_length", lengths.mean(), step)
+                shown["return"] = f"{returns.mean():.1f} +- {returns.std():.1f}"
+                bar.set_postfix(shown, refresh=False)
+                if bar.disable:  # no terminal to draw in
+                    print(f"step {step}:", ", ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
+            if finished or caught or step - checkpoint >= args.checkpoint_interval:
+                save_checkpoint(run_dir, agent, buffer, step=step, updates=updates, next_evaluation=next_evaluation)
+                checkpoint = step
+            if finished or caught:
                 break
 
-        action = act(agent.policy, obs, space)
-        if step >= max(args.learning_starts, 1):
-            # The update comes before the environments step: on a GPU it then runs while they do.
-            updates += 1
-            log |= update(updates % args.policy_delay == 0)
-            if updates % LOG_INTERVAL == 0:
+            action = act(agent.policy, obs, space)
+            updating = step >= max(args.learning_starts, 1)
+            if updating:  # before the environments step: on a GPU the update then runs while they do
+                updates += 1
+                log |= update(updates % args.policy_delay == 0)
+            next_obs, final_obs, reward, terminated, truncated = step_envs(envs, action)
+            buffer.add(obs, action, final_obs, reward, terminated)
+            obs = next_obs
+            step += args.num_envs
+            bar.update(args.num_envs)
+            episode_return += reward
+            episode_length += 1
+            for i in (terminated | truncated).nonzero()[0]:
+                writer.add_scalar("charts/episodic_return", episode_return[i], step)
+                writer.add_scalar("charts/episodic_length", episode_length[i], step)
+                episode_return[i] = episode_length[i] = 0
+            if not updating:
+                continue
+
+            if updates % LOG_INTERVAL == 0 or not math.isfinite(sum(log[tag] for tag in log if "losses/" in tag)):
                 scalars = to_numbers(log)
                 broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
                 if broken:
-                    sys.exit(f"step {step}, not finite: {', '.join(broken)}; last good policy: {run_dir}/policy.pt")
+                    raise Fault(f"not finite: {', '.join(broken)}")
                 scalars["charts/SPS"] = (step - logged_step) / (time.perf_counter() - logged_time)
                 logged_step, logged_time = step, time.perf_counter()
                 for tag, value in scalars.items():
@@ -548,38 +705,31 @@ def train(args: Args):
                 if "losses/alpha" in scalars:
                     shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
                 bar.set_postfix(shown, refresh=False)
-            if helper and updates == 1:
+            if helper and updates == first_update + 1:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # the helper inherits this: Ctrl-C is for the run alone
                 helper.start()
                 signal.signal(signal.SIGINT, catch)
-            if helper and updates == COMPILE_AFTER:
+            if helper and updates == first_update + COMPILE_AFTER:
                 helper.join()
                 if helper.exitcode == 0:
                     compile_update(agent)
-            if helper and updates == COMPILE_AFTER + 10 and device.type == "cuda":  # by then everything ran once
-                update = record(agent, buffer)
-        next_obs, reward, terminated, truncated, infos = envs.step(action)
-        step += args.num_envs
-        bar.update(args.num_envs)
-        done = terminated | truncated
-        final_obs = next_obs
-        if done.any():  # there, next_obs is already the first of the next episode
-            final_obs = next_obs.copy()
-            final_obs[done] = np.stack(infos["final_obs"][done])
-        buffer.add(obs, action, final_obs, reward, terminated)
-        obs = next_obs
-        episode_return += reward
-        episode_length += 1
-        for i in done.nonzero()[0]:
-            writer.add_scalar("charts/episodic_return", episode_return[i], step)
-            writer.add_scalar("charts/episodic_length", episode_length[i], step)
-            episode_return[i] = episode_length[i] = 0
+            if helper and updates == first_update + COMPILE_AFTER + 10 and device.type == "cuda":
+                update = record(agent, buffer)  # by now everything in it ran once
+    except (Fault, OSError) as error:
+        good = (
+            f"python {sys.argv[0]} --resume {run_dir} goes on from step {checkpoint}" if checkpoint else "no checkpoint"
+        )
+        sys.exit(f"{ALGORITHM}: step {step}: {error}; {good}")
+    finally:
+        bar.close()
+        envs.close()
+        eval_envs.close()
+        with contextlib.suppress(OSError):
+            writer.close()
 
-    bar.close()
-    writer.close()
-    envs.close()
-    eval_envs.close()
     print(", ".join([f"{'interrupted' if caught else 'finished'} at step {step}", *map(" ".join, shown.items())]))
+    if caught:
+        print(f"go on:    python {sys.argv[0]} --resume {run_dir}")
     print(f"evaluate: python {sys.argv[0]} --evaluate {run_dir}\ncurves:   tensorboard --logdir {run_dir.parent}")
     if caught:
         raise SystemExit(128 + caught[0])
@@ -587,30 +737,41 @@ def train(args: Args):
 
 def evaluate_run(args: Args):
     """Plays the policy saved in the run directory `args.evaluate` and prints how it did."""
-    path = args.evaluate / "policy.pt"
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        algorithm, env_id, width = saved["algorithm"], saved["args"]["env_id"], saved["args"]["hidden_width"]
-    except Exception as error:  # whatever torch.load makes of a file that is missing, damaged or something else
-        fail(f"{path} holds no policy ({type(error).__name__}): name the directory of a run")
-    if algorithm != ALGORITHM:
-        fail(f"{args.evaluate} is a run of {algorithm}: use python {algorithm}.py --evaluate {args.evaluate}")
-    envs = make_envs(env_id, args.eval_episodes)
+    saved = read(args.evaluate / "policy.pt", "--evaluate")
+    envs = make_envs(saved["args"].env_id, args.eval_episodes)
     space = envs.single_action_space
-    policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, width)
+    policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
     policy.load_state_dict(saved["policy"])
-    returns, lengths = evaluate(policy, envs, np.random.SeedSequence(args.seed, spawn_key=(0,)))
+    try:
+        returns, lengths = evaluate(policy, envs, np.random.SeedSequence(args.seed, spawn_key=(0,)))
+    except Fault as error:
+        fail(str(error))
     result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"
-    print(f"{env_id}, {args.eval_episodes} deterministic episodes: {result}")
+    print(f"{saved['args'].env_id}, {args.eval_episodes} deterministic episodes: {result}")
+
+
+def resumed(args: Args) -> tuple[Args, dict]:
+    """Arguments and checkpoint of the run in `args.resume`; the command line may change what does no harm."""
+    saved = read(args.resume / "checkpoint.pt", "--resume")
+    before = replace(saved["args"], resume=args.resume, run_dir=None)
+    args = tyro.cli(Args, default=before)
+    for name in ("total_timesteps", "checkpoint_interval", "eval_interval", "eval_episodes", "device", "compile"):
+        before = replace(before, **{name: getattr(args, name)})
+    for name, value in vars(before).items():
+        if getattr(args, name) != value:
+            fail(f"--{name.replace('_', '-')} cannot change in a run that goes on: leave it away, or start a new run")
+    return args, saved
 
 
 def main():
-    args = tyro.cli(Args)
+    args, saved = tyro.cli(Args), None
+    if args.resume:
+        args, saved = resumed(args)
     check(args)
     if args.evaluate:
         evaluate_run(args)
     else:
-        train(args)
+        train(args, saved)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,10 @@ def survives(scripts, old, new) -> bool:
             (copy / f"{script}.py").write_text(source.replace(old, new))
         order = TESTS if len(scripts) == 1 else sorted(TESTS, key="test_harness".__ne__)
         files = [f"tests/{name}.py" for name in order]
-        return subprocess.run([sys.executable, "-m", "pytest", "-qx", *files], cwd=copy, capture_output=True).returncode == 0
+        return (
+            subprocess.run([sys.executable, "-m", "pytest", "-qx", *files], cwd=copy, capture_output=True).returncode
+            == 0
+        )
 
 
 def main():

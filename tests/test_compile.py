@@ -1,9 +1,12 @@
 """Compiled updates are the same updates, and a run goes over to them by itself, or stays without them in one line."""
 
+import contextlib
 import copy
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +111,8 @@ def train(tmp_path, after, **environment):
     """A run of dsac_e that goes over to compiled updates after some updates; what it printed."""
     code = f"""
 import sys
+import time
+from pathlib import Path
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import dsac_e
@@ -146,3 +151,31 @@ def test_no_helper(monkeypatch, run, script, arguments):
     monkeypatch.setattr(script, "COMPILE_AFTER", 15)
     monkeypatch.setattr(script.multiprocessing, "get_context", lambda method: pytest.fail("a helper was made"))
     run(script, env_id="Pendulum-v1", **{"total_timesteps": 200} | arguments)
+
+
+def test_helper_ends_with_its_run(tmp_path):
+    """A run that is killed with -9 while its helper compiles leaves no process behind."""
+    marker = f"TORCHINDUCTOR_CACHE_DIR={tmp_path / 'cache'}"
+
+    def alive():
+        found = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if marker in path.read_text() and "\nState:\tZ" not in path.with_name("status").read_text():
+                    found.append(path.parent.name)
+        return found
+
+    command = [sys.executable, str(ROOT / "sac.py"), "--env-id", "Pendulum-v1", "--learning-starts", "100"]
+    command += ["--eval-episodes", "1", "--run-dir", str(tmp_path / "run"), "--device", "cpu"]
+    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not any((tmp_path / "cache").glob("**/*.cpp")):  # the helper is at work
+        assert run.poll() is None
+        time.sleep(0.1)
+    assert len(alive()) >= 2
+    run.kill()
+    run.wait()
+    deadline = time.time() + 20
+    while alive() and time.time() < deadline:
+        time.sleep(0.2)
+    assert alive() == []

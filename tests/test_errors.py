@@ -68,7 +68,7 @@ def test_foreign_policy(monkeypatch, capsys, tmp_path, content):
         (tmp_path / "policy.pt").write_bytes(content)
     else:
         torch.save(content, tmp_path / "policy.pt")
-    assert "holds no policy" in refuse(monkeypatch, capsys, script, f"--evaluate {tmp_path}")
+    assert "--evaluate cannot use" in refuse(monkeypatch, capsys, script, f"--evaluate {tmp_path}")
 
 
 def test_policy_of_a_sibling(monkeypatch, capsys, run):
@@ -76,7 +76,7 @@ def test_policy_of_a_sibling(monkeypatch, capsys, run):
     run_dir = run(importlib.import_module("sac"), env_id="Pendulum-v1")
     capsys.readouterr()
     err = refuse(monkeypatch, capsys, importlib.import_module("td3"), f"--evaluate {run_dir}")
-    assert f"python sac.py --evaluate {run_dir}" in err
+    assert f"use sac.py --evaluate {run_dir}" in err
 
 
 def test_ablation_needs_both_flags(monkeypatch, capsys):

@@ -94,7 +94,9 @@ def test_order_is_the_same():
         assert parts == [part for part in order if part in parts]
 
 
-@pytest.mark.parametrize(("old", "new", "limit"), [("sac", "dsac_t", 80), ("dsac_t", "dsac_e", 90), ("sac", "td3", 110)])
+@pytest.mark.parametrize(
+    ("old", "new", "limit"), [("sac", "dsac_t", 80), ("dsac_t", "dsac_e", 90), ("sac", "td3", 110)]
+)
 def test_differences_stay_small(old, new, limit):
     """diff is documentation: what differs between two siblings fits on a screen or two."""
     done = subprocess.run(["diff", f"{old}.py", f"{new}.py"], cwd=ROOT, capture_output=True, text=True)

@@ -164,7 +164,7 @@ def test_td3_target_action_and_exploration():
     torch.manual_seed(2)
     explored = agent.policy.act(obs).numpy()
     torch.manual_seed(2)
-    normal = torch.randn(size, ACTIONS, dtype=torch.float64).numpy()
+    normal = torch.randn_like(agent.policy(obs).detach()).numpy()
     assert_same(
         explored, np.clip(center + half_range * (np.tanh([-0.5, 0.375]) + 0.1 * normal), LOW, HIGH), "exploration"
     )

@@ -449,13 +449,15 @@ class ReplayBuffer:
 def compile_update(agent: Agent):
     """Compiles the two methods of agent that an update spends its time in."""
     torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would end the graph
-    agent.critic_gradients = torch.compile(agent.critic_gradients, fullgraph=True)
-    agent.policy_gradients = torch.compile(agent.policy_gradients, fullgraph=True)
+    options = {"compile_threads": 1}  # no pool of worker processes
+    agent.critic_gradients = torch.compile(agent.critic_gradients, fullgraph=True, options=options)
+    agent.policy_gradients = torch.compile(agent.policy_gradients, fullgraph=True, options=options)
 
 
 def compile_ahead(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray, device: torch.device):
     """Leaves a compiled update in torch's cache on disk. For a process of its own: the run need not wait for it."""
     os.nice(5)
+    tqdm.set_lock(threading.RLock())  # torch uses tqdm, whose own lock would be reported as leaked by a run that ends
     # However the run ends, the helper ends with it.
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
     agent, buffer = Agent(args, obs_dim, low, high).to(device), ReplayBuffer(1, obs_dim, len(low), device)

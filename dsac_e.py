@@ -332,8 +332,7 @@ class Agent(nn.Module):
         )
         tup_loss = tup(self.log_alpha, trajectory_entropy if self.args.tec else entropy, self.budget)
         log = {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
-        log |= {"entropy/trajectory": trajectory_entropy}
-        log |= {"entropy/policy": entropy, "entropy/budget": self.budget}
+        log |= {"entropy/policy": entropy, "entropy/trajectory": trajectory_entropy, "entropy/budget": self.budget}
         return torch.autograd.grad(pim_loss + tup_loss, self.policy_weights), log
 
     def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
@@ -346,8 +345,8 @@ class Agent(nn.Module):
         gradients, policy_log = self.policy_gradients(batch)
         descend(self.policy_optimizer, self.policy_weights, gradients)
         with torch.no_grad():
-            # [ours] Far from its budget log(alpha) drifts for a whole run: exp would leave float32, and below -15 the
-            # gradient sinks under Adam's epsilon, which makes the way back longer than the way out.
+            # [ours] Far from its budget log(alpha) drifts for a whole run: exp would leave float32, and below -15 small
+            # gradients sink under Adam's epsilon, which makes the way back longer than the way out.
             self.log_alpha.clamp_(-15, 15)
             torch._foreach_lerp_(self.targets, self.online, self.args.tau)
         return log | policy_log
@@ -358,7 +357,7 @@ class Agent(nn.Module):
 # Of the algorithm it knows Args (in which any *_noise may be zero), Batch, Policy.act and Agent.update.
 
 COMPILE_AFTER = 5_000  # updates that run as they are, while a helper compiles what the later ones use
-LOG_INTERVAL = 500  # updates between two readings of the tensors to log: a reading waits for the device
+LOG_INTERVAL = 500  # updates between two readings of all tensors to log
 FILE_LENGTH = 100_000  # transitions in one file of a checkpoint
 EVAL_LIMIT = 10_000  # length of an evaluation episode where the task itself sets no limit
 
@@ -424,17 +423,19 @@ def make_envs(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
     return envs
 
 
+class Fault(Exception):
+    """Why a run cannot go on, in words for its user."""
+
+
 def act(policy: Policy, obs: np.ndarray, space: gym.spaces.Box, deterministic: bool = False) -> np.ndarray:
     """obs (n, S) -> action (n, A), of the dtype and inside the box of `space`."""
     action = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=policy.center.device), deterministic)
     action = action.cpu().numpy()
+    if not np.isfinite(action).all():
+        raise Fault("the action of the policy is not finite")
     if np.issubdtype(space.dtype, np.integer):
         action = action.round()
     return action.astype(space.dtype).clip(space.low, space.high)  # float32 may exceed the box by a rounding error
-
-
-class Fault(Exception):
-    """Why a run cannot go on, in words for its user."""
 
 
 def step_envs(envs: gym.vector.VectorEnv, action: np.ndarray):
@@ -450,7 +451,7 @@ def step_envs(envs: gym.vector.VectorEnv, action: np.ndarray):
         final_obs = obs.copy()
         final_obs[done] = np.stack(infos["final_obs"][done])
     for name, values in (("a reward", reward), ("an observation", obs), ("an observation", final_obs)):
-        if not np.isfinite(values).all():
+        if not (np.abs(values) <= np.finfo(np.float32).max).all():  # replay is float32; NaN fails this as well
             raise Fault(f"the task returned {name} that is not finite")
     return obs, final_obs, reward, terminated, truncated
 
@@ -481,9 +482,11 @@ class ReplayBuffer:
     def add(self, obs, action, next_obs, reward, terminated):
         """n transitions, as arrays of n rows; once the ring is full they replace the n oldest."""
         columns = (obs, action, next_obs, reward[:, None], terminated[:, None])
-        rows = torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe"))
-        self.rows[self.slots(self.added, self.added + len(rows))] = rows.to(self.rows.device)
-        self.added += len(rows)
+        self.store(self.added, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe")))
+
+    def store(self, start: int, rows: Tensor):
+        self.added = start + len(rows)
+        self.rows[self.slots(start, self.added)] = rows.to(self.rows.device)
         self.filled.fill_(min(self.added, len(self.rows)))
 
     def slots(self, start: int, end: int) -> Tensor:
@@ -509,11 +512,9 @@ class ReplayBuffer:
     def load(self, run_dir: Path, files: list[tuple[int, int]]):
         """Reads back what save() wrote."""
         for start, end in files:
-            rows = torch.load(run_dir / f"replay-{start}-{end}.pt", map_location="cpu", weights_only=True)
-            self.rows[self.slots(start, end)] = rows.to(self.rows.device)
-            self.added = end
+            path = run_dir / f"replay-{start}-{end}.pt"
+            self.store(start, torch.load(path, map_location="cpu", weights_only=True))
         self.files = files
-        self.filled.fill_(min(self.added, len(self.rows)))
 
 
 def compile_update(agent: Agent):
@@ -525,23 +526,32 @@ def compile_update(agent: Agent):
 
 
 def compile_ahead(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray, device: torch.device):
-    """Leaves a compiled update in torch's cache on disk. For a process of its own: the run need not wait for it."""
+    """Compiles an update like the run's, which leaves it in torch's cache on disk, where the run will find it.
+
+    For a process of its own: tracing in a thread would take turns with the run, and rewind its random generator.
+    """
+
+    def watch():  # however the run ends, the helper ends with it
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     os.nice(5)
     tqdm.set_lock(threading.RLock())  # torch uses tqdm, whose own lock would be reported as leaked by a run that ends
-    # However the run ends, the helper ends with it.
-    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
-    agent, buffer = Agent(args, obs_dim, low, high).to(device), ReplayBuffer(1, obs_dim, len(low), device)
-    zeros = np.zeros((1, obs_dim)), np.zeros((1, len(low))), np.zeros((1, obs_dim)), np.zeros(1), np.zeros(1)
-    buffer.add(*zeros)
-    compile_update(agent)
     try:
+        agent, buffer = Agent(args, obs_dim, low, high).to(device), ReplayBuffer(1, obs_dim, len(low), device)
+        buffer.store(0, torch.zeros_like(buffer.rows))
+        compile_update(agent)
         agent.update(buffer.sample(args.batch_size), delayed=True)
     except Exception as error:  # the compiler may raise anything
         sys.exit(f"{ALGORITHM}: updates stay uncompiled: {str(error).splitlines()[0]} (--no-compile: do not try)")
 
 
 def record(agent: Agent, buffer: ReplayBuffer):
-    """The two kinds of update as CUDA graphs, drawing the batch included: each is a single launch from then on."""
+    """The two kinds of update as CUDA graphs, drawing the batch included: each is a single launch from then on.
+
+    Numbers such as learning rates are part of a graph; tensors are not, but must stay where they are.
+    """
     graphs, logs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()], []
     for delayed in (False, True):
         with torch.cuda.graph(graphs[delayed]):
@@ -566,7 +576,7 @@ def to_numbers(log: dict[str, Tensor]) -> dict[str, float]:
 
 
 def write(path: Path, content):
-    """Writes aside, then renames: a crash at any moment leaves the previous file whole. Fault if that fails."""
+    """Writes aside, then renames: a kill at any moment leaves the previous file whole. Fault if that fails."""
     aside = path.with_suffix(".tmp")
     try:
         with open(aside, "wb") as file:
@@ -600,7 +610,7 @@ def save_checkpoint(run_dir: Path, agent: Agent, buffer: ReplayBuffer, **counter
     content = {"algorithm": ALGORITHM, "args": plain(agent.args), "agent": agent.state_dict(), "optimizers": optimizers}
     content |= {"files": buffer.files, "rng": torch.get_rng_state(), "cuda_rng": cuda, "counters": counters}
     write(run_dir / "checkpoint.pt", content)
-    needed = [f"replay-{start}-{end}.pt" for start, end in buffer.files]
+    needed = {f"replay-{start}-{end}.pt" for start, end in buffer.files}
     for path in run_dir.glob("replay-*"):
         if path.name not in needed:
             path.unlink()
@@ -668,7 +678,8 @@ def train(args: Args, saved: dict | None = None):
             if counters["step"] >= args.total_timesteps:
                 fail(f"{run_dir} has made its {counters['step']} steps: give a larger --total-timesteps to go on")
         except Exception as error:  # whatever torch makes of a file that is missing or damaged
-            fail(f"the checkpoint in {run_dir} is damaged ({type(error).__name__}): start a new run")
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            fail(f"the checkpoint in {run_dir} is damaged, or does not fit here ({reason}): start a new run")
         env_seed = np.random.SeedSequence(args.seed, spawn_key=(counters["step"], 1))
     else:
         run_dir = new_run_dir(args)
@@ -706,8 +717,9 @@ def train(args: Args, saved: dict | None = None):
         while True:
             finished = step >= args.total_timesteps
             evaluating = (finished or step >= next_evaluation) and not caught
-            if evaluating or caught:
-                save_policy(run_dir, agent)
+            saving = finished or caught or step - checkpoint >= args.checkpoint_interval
+            if evaluating or saving:
+                save_policy(run_dir, agent)  # first of all, for it refuses what is not finite
             if evaluating:
                 next_evaluation = step - step % args.eval_interval + args.eval_interval
                 seed = np.random.SeedSequence(args.seed, spawn_key=(step,))  # spawned: no training environment has it
@@ -719,14 +731,14 @@ def train(args: Args, saved: dict | None = None):
                 bar.set_postfix(shown, refresh=False)
                 if bar.disable:  # no terminal to draw in
                     print(f"step {step}:", ", ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
-            if finished or caught or step - checkpoint >= args.checkpoint_interval:
+            if saving:
                 save_checkpoint(run_dir, agent, buffer, step=step, updates=updates, next_evaluation=next_evaluation)
                 checkpoint = step
             if finished or caught:
                 break
 
             action = act(agent.policy, obs, space)
-            updating = step >= max(args.learning_starts, 1)
+            updating = step >= max(args.learning_starts, 1)  # not from an empty buffer
             if updating:  # before the environments step: on a GPU the update then runs while they do
                 updates += 1
                 log |= update(updates % args.policy_delay == 0)
@@ -744,6 +756,7 @@ def train(args: Args, saved: dict | None = None):
             if not updating:
                 continue
 
+            # Reading a number waits for the device, which by now has had the time of a step of the environments.
             if updates % LOG_INTERVAL == 0 or not math.isfinite(sum(log[tag] for tag in log if "losses/" in tag)):
                 scalars = to_numbers(log)
                 broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
@@ -756,16 +769,22 @@ def train(args: Args, saved: dict | None = None):
                 if "losses/alpha" in scalars:
                     shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
                 bar.set_postfix(shown, refresh=False)
-            if helper and updates == first_update + 1:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the helper inherits this: Ctrl-C is for the run alone
-                helper.start()
-                signal.signal(signal.SIGINT, catch)
-            if helper and updates == first_update + COMPILE_AFTER:
-                helper.join()
-                if helper.exitcode == 0:
-                    compile_update(agent)
-            if helper and updates == first_update + COMPILE_AFTER + 10 and device.type == "cuda":
-                update = record(agent, buffer)  # by now everything in it ran once
+            if helper:
+                age = updates - first_update
+                if age == 1:
+                    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the run alone
+                    helper.start()
+                    signal.signal(signal.SIGINT, handler)
+                if age == COMPILE_AFTER:  # a fixed number, so that equal runs stay equal
+                    while helper.is_alive() and not caught:
+                        helper.join(1)
+                    if helper.exitcode == 0:
+                        compile_update(agent)
+                if age == COMPILE_AFTER + 2 * args.policy_delay and device.type == "cuda":  # by now everything ran once
+                    try:
+                        update = record(agent, buffer)
+                    except RuntimeError as error:
+                        print(f"{ALGORITHM}: updates stay outside a CUDA graph: {error}", file=sys.stderr)
     except (Fault, OSError) as error:
         good = (
             f"python {sys.argv[0]} --resume {run_dir} goes on from step {checkpoint}" if checkpoint else "no checkpoint"
@@ -810,7 +829,7 @@ def resumed(args: Args) -> tuple[Args, dict]:
         before = replace(before, **{name: getattr(args, name)})
     for name, value in vars(before).items():
         if getattr(args, name) != value:
-            fail(f"--{name.replace('_', '-')} cannot change in a run that goes on: leave it away, or start a new run")
+            fail(f"--{name.replace('_', '-')} cannot change in a run that goes on: leave it out, or start a new run")
     return args, saved
 
 

@@ -57,10 +57,11 @@ MUTATIONS = [
     (E, "/ (1 - args.gamma if args.tec else 1)", "/ (1 - args.gamma)"),
     (E, "/ (1 - args.gamma if args.tec else 1)", "* 1"),
     (E, "self.target_policy(batch.next_obs", "self.policy(batch.next_obs"),
-    (E, "(pev_loss + pis_loss).backward()", "pev_loss.backward()"),
+    (E, "grad(pev_loss + pis_loss, self.critic_weights)", "grad(pev_loss + 0 * pis_loss, self.critic_weights)"),
     (E, "self.log_alpha.clamp_(-15, 15)", "self.log_alpha.clamp_(-200, 15)"),
     (E, "self.log_alpha.clamp_(-15, 15)", "self.log_alpha.clamp_(-15, 200)"),
-    (E, "torch._foreach_lerp_(self.targets, self.online, tau)", "torch._foreach_lerp_(self.online, self.targets, tau)"),
+    (E, "_foreach_lerp_(self.targets, self.online, self", "_foreach_lerp_(self.online, self.targets, self"),
+    (E, "        weight.grad = gradient\n", "        weight.grad = -gradient\n"),
     (E, "trajectory_entropy if self.args.tec else entropy", "trajectory_entropy"),
     (E, "* alpha * next_log_prob)", "* next_log_prob)"),
     (E, "20.0 if re.search", "2.0 if re.search"),
@@ -97,7 +98,7 @@ MUTATIONS = [
     (D, "action if deterministic else", "action if not deterministic else"),
     # The harness
     (FAMILY, "final_obs[done] = np.stack(infos[\"final_obs\"][done])", "pass"),
-    (FAMILY, "buffer.add(obs, action, final_obs, reward, terminated)", "buffer.add(obs, action, final_obs, reward, done)"),
+    (FAMILY, "buffer.add(obs, action, final_obs, reward, terminated)", "buffer.add(obs, action, final_obs, reward, terminated | truncated)"),
     (FAMILY, "AutoresetMode.SAME_STEP", "AutoresetMode.NEXT_STEP"),
     (FAMILY, "updates % args.policy_delay == 0", "updates % args.policy_delay == 1"),
     (FAMILY, "self.widths = (obs_dim, action_dim, obs_dim, 1, 1)", "self.widths = (obs_dim, obs_dim, action_dim, 1, 1)"),
@@ -105,17 +106,35 @@ MUTATIONS = [
     (FAMILY, "self.filled.fill_(min(self.added, len(self.rows)))", "self.filled.fill_(self.added)"),
     (FAMILY, "% len(self.rows)", "% (len(self.rows) - 1)"),
     (FAMILY, "return Batch(obs, action, reward.squeeze(1), next_obs,", "return Batch(next_obs, action, reward.squeeze(1), obs,"),
-    (FAMILY, "if step < args.learning_starts", "if step <= args.learning_starts"),
+    (FAMILY, "updating = step >= max(args.learning_starts, 1)", "updating = step > max(args.learning_starts, 1)"),
     (FAMILY, "spawn_key=(step,)", "spawn_key=()"),
-    (FAMILY, "        obs = next_obs\n", "        obs = final_obs\n"),
+    (FAMILY, "            obs = next_obs\n", "            obs = final_obs\n"),
     (FAMILY, "action.astype(space.dtype).clip(space.low, space.high)", "action.astype(space.dtype)"),
     (FAMILY, "        running &= ~(terminated | truncated)", "        running &= ~terminated"),
+    # Survival
+    (FAMILY, 'agent.load_state_dict(saved["agent"])', 'agent.load_state_dict(saved["agent"] | {k: v for k, v in agent.state_dict().items() if "target" in k})'),
+    (FAMILY, "        optimizer.load_state_dict(state)\n", "        pass\n"),
+    (FAMILY, '    torch.set_rng_state(saved["rng"])\n', ""),
+    (FAMILY, "if file[1] > oldest]", "if file[0] >= oldest]"),
+    (FAMILY, "first = max(oldest, self.files[-1][1] if self.files else 0)", "first = oldest"),
+    (FAMILY, "        os.replace(aside, path)\n", "        path.write_bytes(aside.read_bytes())\n"),
+    (FAMILY, "        if path.name not in needed:", "        if path.name in needed:"),
+    (FAMILY, "        if path.name not in needed:", "        if False:"),
+    (FAMILY, "weights_only=True)\n        if saved", "weights_only=False)\n        if saved"),
+    (FAMILY, 'map_location="cpu", weights_only=True))\n', 'map_location="cpu", weights_only=False))\n'),
+    (FAMILY, "purge_step=step + 1 if saved else None", "purge_step=None"),
+    (FAMILY, "purge_step=step + 1 if saved else None", "purge_step=step if saved else None"),
+    (FAMILY, 'spawn_key=(counters["step"], 1)', 'spawn_key=(1,)'),
+    (FAMILY, "if evaluating or saving:", "if evaluating:"),
+    (FAMILY, "        aside.unlink(missing_ok=True)\n", ""),
+    (FAMILY, 'agent.policy_gradients = torch.compile(agent.policy_gradients', 'agent.policy_gradients = torch.compile(agent.critic_gradients'),
+    (FAMILY, "    threading.Thread(target=watch, daemon=True).start()\n", ""),
 ]  # fmt: skip
 
 # The quick files first: a mutant dies at the first failure. Without test_family.py, which would notice any change to a
 # part that the scripts share, and prove nothing about it.
 TESTS = ["test_update", "test_separation", "test_distribution", "test_temperature", "test_entropy", "test_contraction",
-         "test_harness"]  # fmt: skip
+         "test_harness", "test_survival", "test_compile"]  # fmt: skip
 
 
 def survives(scripts, old, new) -> bool:

@@ -443,3 +443,28 @@ def test_sigterm_and_on(tmp_path):
     done = subprocess.run([*again, "--total-timesteps", str(total)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert f"going on from step {step} in" in done.stdout and f"finished at step {total}" in done.stdout
+
+
+def test_what_the_killed_run_logged_is_superseded(monkeypatch, run, tmp_path, ledger):
+    """What a run logged after its last checkpoint is made again by the resumed one: no step stands twice in the curves.
+    New episodes have new seeds each time, and not those that the run began with."""
+    run_dir, kept = tmp_path / "run", tmp_path / "kept"
+    cli(monkeypatch, sac, f"--env-id Ledger-v0 {SMALL} --total-timesteps 200 --run-dir {run_dir}")
+    shutil.copytree(run_dir, kept)
+    cli(monkeypatch, sac, f"--resume {run_dir} --total-timesteps 500")
+    for path in run_dir.glob("*.pt"):  # as if killed at step 500, with the checkpoint of step 200
+        path.unlink()
+    for path in kept.glob("*.pt"):
+        shutil.copy(path, run_dir)
+    cli(monkeypatch, sac, f"--resume {run_dir} --total-timesteps 400")
+    cli(monkeypatch, sac, f"--resume {run_dir} --total-timesteps 600")
+    points = scalars(run_dir)
+    assert [step for step, _ in points["eval/episodic_return"]] == [0, 100, 200, 300, 400, 500, 600]
+    steps = [step for step, _ in points["charts/episodic_length"]]
+    assert steps == sorted(steps) and max(steps.count(step) for step in steps) <= 2  # there are two environments
+
+    training = [seed for seed in ledger.seeds if ledger.seeds.count(seed) < 4]
+    starts = [tuple(np.random.SeedSequence(0, spawn_key=key).generate_state(2)) for key in ((), (200, 1), (400, 1))]
+    assert len(set(starts)) == 3
+    for start in starts:
+        assert all(int(seed) in training for seed in start)

@@ -297,6 +297,7 @@ class Agent(nn.Module):
         self.targets = [weight for name, weight in weights.items() if name.startswith("target_")]
         self.online = [weights[name.removeprefix("target_")] for name in weights if name.startswith("target_")]
         self.critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
+        # Capturable: on a GPU the steps of both optimisers become part of a CUDA graph.
         self.critic_optimizer = torch.optim.Adam(self.critic_weights, args.critic_lr, fused=True, capturable=True)
         self.register_buffer("spread", torch.zeros(2))
         self.log_alpha = nn.Parameter(torch.tensor(1.0))

@@ -43,7 +43,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -51,6 +50,11 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+try:
+    import mujoco
+except Exception as error:  # it loads the library that MUJOCO_GL asks for, whether anything is drawn or not
+    sys.exit(f"mujoco cannot be loaded ({error}): unset MUJOCO_GL, or apt-get install libegl1 libosmesa6")
 
 ALGORITHM = "dsac_e"
 
@@ -109,6 +113,8 @@ class Args:
     """go on with the run in this directory, with its arguments; --total-timesteps may be raised"""
     evaluate: Path | None = None
     """evaluate the policy saved in this run directory; of the other arguments --seed and --eval-episodes apply"""
+    capture_video: bool = False
+    """with --evaluate: film the first episode, as an mp4 file in the run directory"""
 
     def __post_init__(self):
         if self.rho is None:
@@ -382,6 +388,7 @@ def check(args: Args):
         (args.batch_size > args.buffer_size, f"--batch-size must be at most --buffer-size ({args.buffer_size})"),
         (args.num_envs > args.buffer_size, f"--num-envs must be at most --buffer-size ({args.buffer_size})"),
         (args.learning_starts >= args.total_timesteps, "--learning-starts must be below --total-timesteps"),
+        (args.capture_video and not args.evaluate, "--capture-video needs --evaluate RUN_DIR"),
         (args.device == "cuda" and not torch.cuda.is_available(), "no CUDA device is visible: use --device cpu"),
     ):
         if wrong:
@@ -402,16 +409,41 @@ def explain(env_id: str, error: Exception) -> str:
     return f"{env_id} {why}; try --env-id {' or '.join(same_name or difflib.get_close_matches(env_id, ids, cutoff=0))}"
 
 
-def make_envs(env_id: str, num_envs: int) -> gym.vector.VectorEnv:
+def film(env_id: str, prefix: Path) -> gym.Env:
+    """The task, its first episode going to the file <prefix>-episode-0.mp4."""
+    print("filming the first episode; without a GPU to draw it, that takes a minute or two", flush=True)
+    if sys.platform == "linux":
+        os.environ.setdefault("MUJOCO_GL", "egl")  # mujoco's own choice needs a screen
+    try:
+        import imageio_ffmpeg  # both here, because nothing else needs them
+        import moviepy  # noqa: F401
+
+        imageio_ffmpeg.get_ffmpeg_version()
+    except Exception as error:
+        fail(f"--capture-video has no encoder ({error}): pip install moviepy imageio-ffmpeg, unset IMAGEIO_FFMPEG_EXE")
+    try:
+        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
+        env.reset()
+        env.render()
+    except Exception as error:  # whatever a GL library raises that is missing or has no device
+        sys.unraisablehook = lambda _: None  # else gymnasium's half-made viewer complains when it is collected
+        text = " ".join(str(error).split())
+        fail(f"--capture-video cannot draw {env_id} ({text}): apt-get install libegl1 libgl1-mesa-dri, unset MUJOCO_GL")
+    return gym.wrappers.RecordVideo(env, str(prefix.parent), lambda episode: episode == 0, name_prefix=prefix.name)
+
+
+def make_envs(env_id: str, num_envs: int, video: Path | None = None) -> gym.vector.VectorEnv:
     """num_envs copies of the task, stepped in turn; the last observation of an episode is in infos["final_obs"].
 
-    In turn because worker processes were slower on two cores, in ms per step of 20 copies: HalfCheetah 5.0 against
-    1.5, Hopper 6.5 against 3.7, Humanoid 9.0 against 7.5.
+    With `video`, the first copy films its first episode. In turn because worker processes were slower on two cores, in
+    ms per step of 20 copies: HalfCheetah 5.0 against 1.5, Hopper 6.5 against 3.7, Humanoid 9.0 against 7.5.
     """
     gym.logger.min_level = gym.logger.ERROR  # else one deprecation notice for each copy of a v4 task
     mujoco.set_mju_user_warning(lambda text: None if "settotalmass" in text else print(text, file=sys.stderr))
     try:
         makers = [lambda: gym.make(env_id, disable_env_checker=True)] * num_envs
+        if video:
+            makers[0] = lambda: film(env_id, video)
         envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
     except Exception as error:  # a task may raise anything
         fail(explain(env_id, error))
@@ -809,16 +841,26 @@ def train(args: Args, saved: dict | None = None):
 def evaluate_run(args: Args):
     """Plays the policy saved in the run directory `args.evaluate` and prints how it did."""
     saved = read(args.evaluate / "policy.pt", "--evaluate")
-    envs = make_envs(saved["args"].env_id, args.eval_episodes)
+    video = args.evaluate / f"evaluation-seed-{args.seed}" if args.capture_video else None
+    envs = make_envs(saved["args"].env_id, args.eval_episodes, video)
     space = envs.single_action_space
     policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
     policy.load_state_dict(saved["policy"])
     try:
         returns, lengths = evaluate(policy, envs, np.random.SeedSequence(args.seed, spawn_key=(0,)))
-    except Fault as error:
+        envs.close()  # writes the video of an episode that has not ended
+    except (Fault, OSError) as error:
         fail(str(error))
     result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"
     print(f"{saved['args'].env_id}, {args.eval_episodes} deterministic episodes: {result}")
+    if video:
+        import imageio_ffmpeg
+
+        try:
+            imageio_ffmpeg.count_frames_and_secs(f"{video}-episode-0.mp4")  # on a full disk the encoder says nothing
+            print(f"the first of them: {video}-episode-0.mp4")
+        except RuntimeError:
+            fail(f"the video {video}-episode-0.mp4 is not whole: make room on the disk")
 
 
 def resumed(args: Args) -> tuple[Args, dict]:

@@ -66,7 +66,7 @@ finished() { # DIRECTORY STEPS
 }
 
 run() { # DIRECTORY SCRIPT ARGUMENTS... STEPS: starts the run, goes on with it, or sees that it is finished
-    local dir=$1 steps=${*: -1} name=${1##*/} pid status requeue="" last
+    local dir=$1 steps=${*: -1} name=${1##*/} pid status requeue="" before last
     shift
     mkdir -p "$(dirname "$dir")"
     exec 9>>"$dir.log" # and a lock, which python inherits: it holds as long as anything of this run lives
@@ -80,31 +80,33 @@ run() { # DIRECTORY SCRIPT ARGUMENTS... STEPS: starts the run, goes on with it, 
         rm -f "$dir"/events.out.tfevents.* "$dir"/policy.pt "$dir"/replay-* # of a run killed before its first checkpoint
         set -- "$@" --run-dir "$dir"
     fi
+    before=$(stat -c %s "$dir.log")
     "${PYTHON:-python}" "$@" >&9 2>&1 &
     pid=$!
-    trap 'kill -TERM $pid' INT TERM
-    trap 'requeue=1; kill -TERM $pid' USR1 # from Slurm, when the time limit is near
+    trap 'kill -TERM $pid 2>/dev/null || true' INT TERM
+    trap 'requeue=1; kill -TERM $pid 2>/dev/null || true' USR1 # from Slurm, when the time limit is near
     while kill -0 $pid 2>/dev/null; do wait $pid && status=0 || status=$?; done # a signal ends wait, but not the run
-    last=$(grep -v -E '^(evaluate|curves|go on):' "$dir.log" | tail -n 1)
+    last=$(tail -c "+$((before + 1))" "$dir.log" | grep -v -E '^(evaluate|curves|go on):' | tail -n 1 || true)
     if [[ $status == 0 || $last == *"has made its"* ]]; then
         echo "$steps" >"$dir/finished"
         say "$name: $last"
-    elif [[ $last == interrupted* ]]; then
-        say "$name: $last"
-        [[ ! $requeue ]] || scontrol requeue "$SLURM_JOB_ID"
+    elif ((status == 130 || status == 143)); then # SIGINT, SIGTERM
+        say "$name: ${last:-interrupted before its first step}"
+        # Not $SLURM_JOB_ID: for one task of an array that is the number of the array, and would requeue all of it.
+        [[ ! $requeue ]] || scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
         return "$status"
     else
-        say "$name: FAILED (more in $dir.log): $last"
+        say "$name: FAILED with exit code $status, see $dir.log: $last"
         return 1
     fi
 }
 
 declare -A running=() # process: directory
-failed=0
+failed=0 ended=0 total=0
 
 progress() { # one line, where there is a terminal: the step of what runs
     [[ -t 1 ]] || return 0
-    local dir line=""
+    local dir line="$ended of $total"
     for dir in "${running[@]}"; do
         line+="  ${dir##*/} $(grep -o '^step [0-9]*' "$dir.log" | tail -n 1 || true)"
     done
@@ -118,6 +120,7 @@ await() { # until fewer than $1 are running
             kill -0 "$pid" 2>/dev/null && continue
             wait "$pid" || failed=1
             unset "running[$pid]"
+            ended=$((ended + 1))
         done
         ((${#running[@]} >= $1)) || return 0
         progress
@@ -134,9 +137,10 @@ run_all() {
     # One thread for each run, as many runs as cores: on two cores that made 1.4 times the updates of one run after the
     # other with two threads each (README, "Speed").
     cores=$(nproc)
+    total=${#todo[@]}
     jobs=${JOBS:-$cores}
-    jobs=$((jobs < ${#todo[@]} ? jobs : ${#todo[@]}))
-    say "${#commands[@]} runs, $((${#commands[@]} - ${#todo[@]})) finished before; $jobs at a time"
+    jobs=$((jobs < total ? jobs : total))
+    say "${#commands[@]} runs, $((${#commands[@]} - total)) finished before; $jobs at a time"
     ((jobs)) || return 0
     export OMP_NUM_THREADS=$((cores > jobs ? cores / jobs : 1))
     trap 'stopped=1; kill -TERM "${!running[@]}" 2>/dev/null || true' INT TERM
@@ -158,7 +162,7 @@ case ${1:-} in
 --slurm)
     choose "${2:-}"
     mkdir -p "$RUNS"
-    # USR1 reaches the script 90 s before the time limit, for a checkpoint and a new place in the queue.
+    # USR1, 90 to 120 s before the time limit: save, and queue again. SIGTERM, of scancel or preemption: save and end.
     sbatch --array="0-$((${#commands[@]} - 1))${JOBS:+%$JOBS}" --requeue --signal=B:USR1@90 --open-mode=append \
         --job-name="$2" --output="$RUNS/slurm-%A_%a.out" "${@:3}" --wrap "exec ./benchmark.sh --task $2"
     ;;

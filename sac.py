@@ -662,9 +662,11 @@ def train(args: Args, saved: dict | None = None):
         arguments = args, obs_dim, space.low, space.high, device
         helper = multiprocessing.get_context("spawn").Process(target=compile_ahead, args=arguments, daemon=True)
 
-    def catch(signum, frame):  # the first Ctrl-C or SIGTERM ends the run in order, the second at once
-        caught.append(signum)
-        signal.signal(signum, signal.SIG_DFL)
+    def catch(signum, frame):  # Ctrl-C or SIGTERM ends the run in order; again after a second, at once
+        caught.append((signum, time.monotonic()))
+        if caught[-1][1] - caught[0][1] > 1:  # what comes at the same time came twice, from a terminal and uv, or Slurm
+            signal.signal(signum, signal.SIG_DFL)
+            signal.raise_signal(signum)
 
     signal.signal(signal.SIGINT, catch)
     signal.signal(signal.SIGTERM, catch)
@@ -766,7 +768,7 @@ def train(args: Args, saved: dict | None = None):
         print(f"go on:    python {sys.argv[0]} --resume {run_dir}")
     print(f"evaluate: python {sys.argv[0]} --evaluate {run_dir}\ncurves:   tensorboard --logdir {run_dir.parent}")
     if caught:
-        raise SystemExit(128 + caught[0])
+        raise SystemExit(128 + caught[0][0])
 
 
 def evaluate_run(args: Args):

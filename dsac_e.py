@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
 # dependencies = [
-#     "torch==2.13.0", "gymnasium==1.4.0", "mujoco==4.0.0", "imageio==2.38.1",
-#     "numpy==2.4.6", "tyro==1.0.17", "tensorboard==2.21.0", "tqdm==4.70.1",
+#     "torch==2.13.0", "gymnasium==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17", "tensorboard==2.21.0",
+#     "tqdm==4.70.1", "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "moviepy==2.2.1",
 # ]
 # ///
 """DSAC-E: distributional soft actor-critic under a trajectory entropy constraint, in one file.
@@ -411,7 +411,6 @@ def explain(env_id: str, error: Exception) -> str:
 
 def film(env_id: str, prefix: Path) -> gym.Env:
     """The task, its first episode going to the file <prefix>-episode-0.mp4."""
-    print("filming the first episode; without a GPU to draw it, that takes a minute or two", flush=True)
     if sys.platform == "linux":
         os.environ.setdefault("MUJOCO_GL", "egl")  # mujoco's own choice needs a screen
     try:
@@ -429,6 +428,7 @@ def film(env_id: str, prefix: Path) -> gym.Env:
         sys.unraisablehook = lambda _: None  # else gymnasium's half-made viewer complains when it is collected
         text = " ".join(str(error).split())
         fail(f"--capture-video cannot draw {env_id} ({text}): apt-get install libegl1 libgl1-mesa-dri, unset MUJOCO_GL")
+    print("filming the first episode; without a GPU to draw it, that takes a minute or two", flush=True)
     return gym.wrappers.RecordVideo(env, str(prefix.parent), lambda episode: episode == 0, name_prefix=prefix.name)
 
 

@@ -96,7 +96,24 @@ class Image(Ledger):
     observation_space = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8)
 
 
-for task in (Ledger, Staggered, Whole, Unbounded, Image):
+class Painted(Staggered):
+    """The same, and its picture shows the time: black at 0, white at 5, where it ends."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def step(self, action):
+        obs, reward, _, _, infos = super().step(action)
+        return obs, reward, self.time == 5, False, infos
+
+    def render(self):
+        return np.full((64, 64, 3), 51 * self.time, np.uint8)
+
+
+for task in (Ledger, Staggered, Whole, Unbounded, Image, Painted):
     if f"{task.__name__}-v0" not in gym.registry:
         gym.register(f"{task.__name__}-v0", task)
 

@@ -50,6 +50,7 @@ def refuse(monkeypatch, capsys, script, arguments: str) -> str:
         ("--learning-starts 500 --total-timesteps 500", r"--learning-starts must be below --total-timesteps"),
         ("--env-id Pendulum-v1 --run-dir /dev/null/run", r"/dev/null/run.*--run-dir"),
         ("--env-id Pendulum-v1 --run-dir .", r"not empty.*--run-dir"),
+        ("--capture-video", r"--capture-video needs --evaluate RUN_DIR"),
         ("--evaluate /nonexistent", r"/nonexistent/policy.pt.*FileNotFound.*directory of a run"),
         pytest.param(
             "--device cuda", "--device cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="has CUDA")

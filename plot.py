@@ -7,7 +7,7 @@ Writes into --out, each figure as PNG and SVG:
     returns       evaluation returns over environment steps
     temperature   alpha, and DSAC-E's trajectory entropy against its budget
     targets       mean and spread over the batch of what the critics follow
-    results.md    the table: mean return of the evaluations in the last tenth of the steps
+    results.md    the table: return in the last tenth of the steps, its interval, (seeds x steps)
     curves.csv.gz the numbers behind all of them
 Lines are means over seeds (or interquartile means), bands are 95% bootstrap intervals of those over the seeds.
 """
@@ -35,6 +35,7 @@ SHARED = {"env_id", "seed", "total_timesteps", "device", "compile", "run_dir", "
 SHARED |= {"eval_interval", "eval_episodes", "checkpoint_interval"}
 RETURN = "eval/episodic_return"
 TAGS = (RETURN, "losses/alpha", "entropy/trajectory_mean", "entropy/budget", "critic/target_mean", "critic/target_std")
+COLUMNS = ["task", "line", "seed", "tag", "step", "value"]
 POINTS = 300  # kept of one curve, evaluations aside
 # Colours of different lightness, dashes and markers: the lines can be told apart in black and white too.
 STYLES = [
@@ -45,7 +46,7 @@ STYLES = [
     ("#009e73", "-", "v"),
     ("#cc79a7", "--", "P"),
     ("#e69f00", "-.", "X"),
-    ("#999999", ":", "*"),
+    ("#444444", ":", "*"),
 ]
 
 
@@ -75,20 +76,21 @@ def read_run(run_dir: Path) -> tuple[dict, pd.DataFrame]:
     saved = torch.load(run_dir / "policy.pt", map_location="cpu", weights_only=True)
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()  # 0: all of them, no sampling
     rows = []
-    for tag in set(TAGS) & set(events.Tags()["scalars"]):
-        curve = events.Scalars(tag)
-        stride = 1 if tag == RETURN else -(-len(curve) // POINTS)
-        rows += [(tag, event.step, event.value) for event in curve[::stride]]
+    for tag in TAGS:
+        curve = events.Scalars(tag) if tag in events.Tags()["scalars"] else []
+        stride = 1 if tag == RETURN else -(-len(curve) // POINTS) or 1
+        # Six digits are what curves.csv.gz keeps, so that what is drawn from it is the same.
+        rows += [(tag, event.step, float(f"{event.value:.6g}")) for event in curve[::stride]]
     return {"algorithm": saved["algorithm"], **saved["args"]}, pd.DataFrame(rows, columns=["tag", "step", "value"])
 
 
 def read(paths: list[Path]) -> pd.DataFrame:
-    """All curves, as columns task, line, seed, tag, step, value; `line` names the algorithm and what sets it apart."""
+    """All curves, as columns COLUMNS and run; `line` is the algorithm and the arguments in which its runs differ."""
     tables, runs = [], []
     for path in paths:
         if path.is_file():
             try:
-                tables.append(pd.read_csv(path)[["task", "line", "seed", "tag", "step", "value"]])
+                tables.append(pd.read_csv(path)[COLUMNS].assign(run=str(path)))
             except (KeyError, ValueError, OSError) as error:
                 fail(f"{path} is not a file that plot.py wrote ({error}): name that or a directory of runs")
             continue
@@ -113,13 +115,11 @@ def read(paths: list[Path]) -> pd.DataFrame:
 
 def drop_repeated(curves: pd.DataFrame) -> pd.DataFrame:
     """Of runs with the same task, line and seed, the longest: together they would count as more seeds than they are."""
-    if "run" not in curves:
-        return curves
     lengths = curves.groupby(["task", "line", "seed", "run"]).step.max().sort_values()
     kept = lengths.reset_index().drop_duplicates(["task", "line", "seed"], keep="last").run
     for run in set(curves.run) - set(kept):
         print(f"{run} is left out: another run has the same settings and seed", file=sys.stderr)
-    return curves[curves.run.isin(kept)].drop(columns="run")
+    return curves[curves.run.isin(kept)]
 
 
 def over_seeds(curves: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -220,9 +220,8 @@ def table(curves: pd.DataFrame, lines: list[str], statistic) -> str:
             steps, values = over_seeds(mine)
             final = values[:, steps >= 0.9 * steps[-1]].mean(axis=1, keepdims=True)
             low, high = interval(final, statistic)
-            cells.append(
-                f"{statistic(final, axis=0)[0]:.0f} [{low[0]:.0f}, {high[0]:.0f}] ({len(final)} x {steps[-1] / 1000:.0f}k)"
-            )
+            seeds = f"{len(final)} x {steps[-1] / 1000:.0f}k"
+            cells.append(f"{statistic(final, axis=0)[0]:.0f} [{low[0]:.0f}, {high[0]:.0f}] ({seeds})")
         rows.append(cells)
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -239,13 +238,15 @@ def main():
         figure_returns(curves, lines, args.out, statistic)
         rows = [("losses/alpha", "alpha", "log"), ("entropy/trajectory_mean", "trajectory entropy, nats", "linear")]
         figure_rows(curves, rows, lines, args.out, "temperature", statistic)
-        rows = [("critic/target_mean", "mean of the targets", "linear"), ("critic/target_std", "their spread", "log")]
+        rows = [
+            ("critic/target_mean", "mean of the targets", "linear"),
+            ("critic/target_std", "spread of the targets", "log"),
+        ]
         figure_rows(curves, rows, lines, args.out, "targets", statistic)
         results = table(curves, lines, statistic)
         (args.out / "results.md").write_text(results)
-        curves.to_csv(
-            args.out / "curves.csv.gz", index=False, float_format="%.6g", compression={"method": "gzip", "mtime": 0}
-        )
+        compression = {"method": "gzip", "mtime": 0}  # no time stamp: the same curves give the same bytes
+        curves.to_csv(args.out / "curves.csv.gz", columns=COLUMNS, index=False, compression=compression)
     except OSError as error:
         fail(f"cannot write to {args.out} ({error.strerror}): name another directory with --out")
     print(results, end="")

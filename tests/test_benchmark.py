@@ -124,8 +124,8 @@ def steps_of(run_dir: Path) -> list[int]:
 
 
 def test_stop_and_go(bench, tmp_path):
-    """SIGTERM in the middle saves both runs; SIGKILL of everything before a third has a checkpoint; then, started again,
-    all end at their last step on whole curves; once more, nothing is done; with more steps, all go on."""
+    """SIGTERM in the middle saves both runs; SIGKILL of everything before a third has a checkpoint; started again, all
+    end at their last step on whole curves; once more, nothing is done; with more steps, all go on."""
     runs = tmp_path / "runs"
     sac, td3, late = (runs / f"Pendulum-v1__{name}" for name in ("sac__0", "td3__0", "sac__1"))
     process = bench("main", STEPS="1000000", JOBS="2")
@@ -163,7 +163,9 @@ def test_failure_is_named_and_the_others_go_on(bench):
     process = bench("main", TASKS="Pendulum-v7 Pendulum-v1", ALGOS="sac", STEPS="200")
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert re.search(r"Pendulum-v7__sac__0: FAILED with exit code 2, see .*log: sac: Pendulum-v7 is not registered", out)
+    assert re.search(
+        r"Pendulum-v7__sac__0: FAILED with exit code 2, see .*log: sac: Pendulum-v7 is not registered", out
+    )
     assert "Pendulum-v1__sac__0: finished at step 200" in out
 
 
@@ -178,7 +180,7 @@ def test_a_run_is_not_started_twice(bench, tmp_path):
 
 def test_marker_lost(bench, tmp_path):
     """A run that was killed between its end and the note of it counts as finished."""
-    for attempt in range(2):
+    for _ in range(2):
         process = bench("main", ALGOS="sac", STEPS="200")
         out, _ = process.communicate(timeout=60)
         assert process.returncode == 0, out
@@ -186,7 +188,7 @@ def test_marker_lost(bench, tmp_path):
 
 
 def test_slurm(bench, tmp_path):
-    """One array job of all runs; a task of it runs its line, and on USR1 saves, and asks for that task to be requeued."""
+    """One array job of all runs; a task of it runs its line, and on USR1 saves and has that task requeued."""
     (tmp_path / "bin").mkdir()
     for name in ("sbatch", "scontrol"):
         stub = tmp_path / "bin" / name

@@ -80,6 +80,7 @@ run() { # DIRECTORY SCRIPT ARGUMENTS... STEPS: starts the run, goes on with it, 
         rm -f "$dir"/events.out.tfevents.* "$dir"/policy.pt "$dir"/replay-* # of a run killed before its first checkpoint
         set -- "$@" --run-dir "$dir"
     fi
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     before=$(stat -c %s "$dir.log")
     "${PYTHON:-python}" "$@" >&9 2>&1 &
     pid=$!

@@ -3,7 +3,7 @@
     python tests/mutations.py            every mutation
     python tests/mutations.py spread     those whose line or file contains the word
 
-Each mutation replaces one token or two in one script, or in the harness of all four. One that no test notices is printed
+Each mutation replaces one token or two in one file, or in the harness of all four scripts. One that no test notices is printed
 as a survivor, and the exit code is 1. Not part of the test suite: it takes ten minutes or more on one core.
 """
 
@@ -18,6 +18,7 @@ FAMILY = ("dsac_e", "dsac_t", "sac", "td3")
 
 # (scripts, the text as it is, the text with the mistake); `old` must occur exactly once in each script.
 E, T, S, D = ("dsac_e",), ("dsac_t",), ("sac",), ("td3",)
+P, B = ("plot",), ("benchmark.sh",)
 MUTATIONS = [
     # PEV of DSAC-E
     (E, "y_q = batch.reward + discount * next_q", "y_q = batch.reward - discount * next_q"),
@@ -129,12 +130,48 @@ MUTATIONS = [
     (FAMILY, "        aside.unlink(missing_ok=True)\n", ""),
     (FAMILY, 'agent.policy_gradients = torch.compile(agent.policy_gradients', 'agent.policy_gradients = torch.compile(agent.critic_gradients'),
     (FAMILY, "    threading.Thread(target=watch, daemon=True).start()\n", ""),
+    (FAMILY, "if caught[-1][1] - caught[0][1] > 1:", "if len(caught) > 1:"),
+    (FAMILY, "if caught[-1][1] - caught[0][1] > 1:", "if False:"),
+    # Video
+    (FAMILY, "lambda episode: episode == 0", "lambda episode: True"),
+    (FAMILY, "lambda episode: episode == 0", "lambda episode: episode == 1"),
+    (FAMILY, "        envs.close()  # writes", "        pass  # writes"),
+    (FAMILY, "        imageio_ffmpeg.get_ffmpeg_version()\n", ""),
+    (FAMILY, 'imageio_ffmpeg.count_frames_and_secs(f"{video}-episode-0.mp4")', "pass"),
+    (FAMILY, 'os.environ.setdefault("MUJOCO_GL", "egl")', "pass"),
+    # plot.py
+    (P, 'size_guidance={"scalars": 0}', 'size_guidance={"scalars": 1000}'),
+    (P, "1 if tag == RETURN else", ""),
+    (P, "event.step, float", "event.step + 1, float"),
+    (P, "(settings.env_id == own[\"env_id\"]) & ", ""),
+    (P, "name not in SHARED and ", ""),
+    (P, 'keep="last"', 'keep="first"'),
+    (P, "first, last = max(run.step.min() for run in runs), min(", "first, last = min(run.step.min() for run in runs), max("),
+    (P, "for run in runs), key=len)", "for run in runs), key=lambda steps: -len(steps))"),
+    (P, 'method="percentile"', 'method="basic"'),
+    (P, "n_resamples=2000", "n_resamples=2000, confidence_level=0.5"),
+    (P, "steps >= 0.9 * steps[-1]", "steps >= 0.5 * steps[-1]"),
+    (P, "proportiontocut=0.25", "proportiontocut=0.0"),
+    (P, 'mine.tag == "entropy/budget"', 'mine.tag == "entropy/trajectory_mean"'),
+    (P, 'metadata={"Date": None}', "metadata={}"),
+    # benchmark.sh
+    (B, "finished \"${words[2]}\" \"$STEPS\" || todo", "false || todo"),
+    (B, "-ge $2", "-ge 0"),
+    (B, "    if [[ -f $dir/checkpoint.pt ]]; then", "    if false; then"),
+    (B, 'rm -f "$dir"/events', ': "$dir"/events'),
+    (B, "flock -n 9 ||", "true ||"),
+    (B, "while kill -0 $pid 2>/dev/null; do wait $pid", "for _ in 1; do wait $pid"),
+    (B, '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"', '"$SLURM_JOB_ID"'),
+    (B, "requeue=1; kill", "kill"),
+    (B, "wait \"$pid\" || failed=1", "wait \"$pid\" || true"),
+    (B, "|| $last == *\"has made its\"*", ""),
+    (B, "${BASH_REMATCH[2]//-no-/ --no-}", "${BASH_REMATCH[2]//-no-tec/ --no-tec}"),
 ]  # fmt: skip
 
 # The quick files first: a mutant dies at the first failure. Without test_family.py, which would notice any change to a
 # part that the scripts share, and prove nothing about it.
 TESTS = ["test_update", "test_separation", "test_distribution", "test_temperature", "test_entropy", "test_contraction",
-         "test_harness", "test_survival", "test_compile"]  # fmt: skip
+         "test_harness", "test_video", "test_survival", "test_compile"]  # fmt: skip
 
 
 def survives(scripts, old, new) -> bool:
@@ -142,13 +179,18 @@ def survives(scripts, old, new) -> bool:
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory)
         shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
-        for path in [*ROOT.glob("*.py"), ROOT / "requirements.txt", ROOT / "README.md"]:
+        for path in [*ROOT.glob("*.py"), ROOT / "requirements.txt", ROOT / "README.md", ROOT / "benchmark.sh"]:
             shutil.copy(path, copy)
         for script in scripts:
-            source = (copy / f"{script}.py").read_text()
-            assert source.count(old) == 1, f"{script}.py has {source.count(old)} times: {old}"
-            (copy / f"{script}.py").write_text(source.replace(old, new))
-        order = TESTS if len(scripts) == 1 else sorted(TESTS, key="test_harness".__ne__)
+            path = copy / (script if script.endswith(".sh") else f"{script}.py")
+            source = path.read_text()
+            assert source.count(old) == 1, f"{path.name} has {source.count(old)} times: {old}"
+            path.write_text(source.replace(old, new))
+        if scripts in (P, B):
+            order = ["test_plot" if scripts == P else "test_benchmark"]
+        else:
+            first = "test_video" if "video" in old + new or "ffmpeg" in old or "episode == 0" in old else "test_harness"
+            order = TESTS if len(scripts) == 1 else sorted(TESTS, key=first.__ne__)
         files = [f"tests/{name}.py" for name in order]
         return (
             subprocess.run([sys.executable, "-m", "pytest", "-qx", *files], cwd=copy, capture_output=True).returncode

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -290,3 +291,40 @@ def test_ctrl_c_saves_and_says_so(tmp_path):
     assert process.returncode == 130 and "Traceback" not in err
     assert re.search(r"interrupted at step \d+", out)
     assert "policy" in torch.load(tmp_path / "run" / "policy.pt", weights_only=True)
+
+
+SLOW = """
+import time
+import gymnasium as gym
+from gymnasium.envs.classic_control import PendulumEnv
+
+class Slow(PendulumEnv):
+    def step(self, action):
+        print("stepping", flush=True)
+        time.sleep(3)
+        return super().step(action)
+
+gym.register("Slow-v0", Slow, max_episode_steps=1)
+"""
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_two_signals(tmp_path, late):
+    """A signal that arrives twice at once, as from a terminal and a wrapper, ends the run in order; one more after a
+    second ends it where it stands."""
+    (tmp_path / "slow_task.py").write_text(SLOW)
+    command = [sys.executable, ROOT / "sac.py", "--env-id", "slow_task:Slow-v0", "--num-envs", "1", "--eval-episodes"]
+    command += ["1", "--device", "cpu", "--run-dir", tmp_path / "run"]
+    env = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+    lines = iter(process.stdout.readline, "")
+    assert any(line.startswith("step 0") for line in lines)
+    assert any(line.startswith("stepping") for line in lines)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    if late:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert err == "" and process.returncode == (-signal.SIGTERM if late else 128 + signal.SIGTERM)
+    assert (tmp_path / "run" / "checkpoint.pt").exists() is not late

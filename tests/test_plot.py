@@ -94,6 +94,11 @@ def test_seeds_of_different_length_and_interval(tmp_path):
     assert steps.tolist() == [0, 150, 300]
     assert values.tolist() == [[0, 15, 30], [100, 102, 104]]
 
+    log(tmp_path / "2", returns(*range(8), every=20), seed=2)  # the shortest, with the most evaluations
+    steps, values = plot.over_seeds(plot.drop_repeated(plot.read([tmp_path / "0", tmp_path / "2"])))
+    assert steps.tolist() == [0, 100]
+    assert values.tolist() == [[0, 10], [0, 5]]
+
 
 def test_interval_is_the_percentile_bootstrap():
     """Three seeds have 27 resamples, all equally likely: the interval is that of their means."""
@@ -130,17 +135,18 @@ def test_results(monkeypatch, capsys, tmp_path):
     assert re.search(rf"\| Hopper-v4 \| {np.mean(middle):.0f} \[", capsys.readouterr().out)
 
 
-def full(seed: int, algorithm: str) -> dict:
+def full(seed: int) -> dict:
     """All tags of a run."""
     steps = range(0, 2000, 100)
-    return {tag: {step: 1.0 + i + seed + step / 1000 for step in steps} for i, tag in enumerate(plot.TAGS)}
+    curves = {tag: {step: 1.0 + i + seed + step / 1000 for step in steps} for i, tag in enumerate(plot.TAGS)}
+    return curves | {"entropy/budget": dict.fromkeys(steps, -5.0)}
 
 
 def test_drawn_again_from_the_kept_numbers(monkeypatch, capsys, tmp_path):
     """curves.csv.gz is enough: the figures and the table made from it are the same files, byte for byte."""
     for algorithm in ("dsac_e", "dsac_t"):
         for seed in (0, 1):
-            log(tmp_path / f"runs/{algorithm}{seed}", full(seed, algorithm), algorithm, seed=seed)
+            log(tmp_path / f"runs/{algorithm}{seed}", full(seed), algorithm, seed=seed)
     main(monkeypatch, tmp_path / "runs", "--out", tmp_path / "a")
     main(monkeypatch, tmp_path / "a/curves.csv.gz", "--out", tmp_path / "b")
     names = {"curves.csv.gz", "results.md"} | {
@@ -155,7 +161,7 @@ def test_drawn_again_from_the_kept_numbers(monkeypatch, capsys, tmp_path):
 def test_what_is_drawn(monkeypatch, tmp_path):
     """The lines and bands of a panel are the statistic over the seeds and its interval, and the budget is there."""
     for seed in range(3):
-        log(tmp_path / str(seed), full(seed, "dsac_e"), "dsac_e", seed=seed)
+        log(tmp_path / str(seed), full(seed), "dsac_e", seed=seed)
     panels = {}
 
     def keep(figure, axes, out, name):
@@ -177,7 +183,7 @@ def test_what_is_drawn(monkeypatch, tmp_path):
         assert np.isclose(band[:, 1].min(), middle[0] - 1, atol=0.01)  # all resamples of one seed: within 2.5%
         assert np.isclose(band[:, 1].max(), middle[-1] + 1, atol=0.01)
     budgets = [line for line in panels["trajectory entropy, nats"].lines if line.get_label() == "budget"]
-    assert {line.get_ydata()[0] for line in budgets} and panels["alpha"].get_yscale() == "log"
+    assert [line.get_ydata()[0] for line in budgets] == [-5] and panels["alpha"].get_yscale() == "log"
 
 
 def test_lines_can_be_told_apart_in_black_and_white():

@@ -9,7 +9,7 @@
 #
 # Each run has its directory RUNS/<task>__<algorithm>__<seed>, and its output in a .log beside it. Ctrl-C saves all runs
 # and stops. Started again with the same words it skips what is finished and goes on with the rest; so does each of the
-# listed commands. A larger STEPS goes on with finished runs. These variables change what is run:
+# listed commands. A larger STEPS goes on with finished runs; other ARGS need other RUNS. What these variables change:
 #
 #   TASKS, ALGOS, SEEDS   lists in quotes             RUNS     directory of the runs (runs)
 #   STEPS                 environment steps per run   ARGS     more arguments for every run: "--eval-interval 25000"
@@ -39,6 +39,8 @@ choose() { # GROUP: what it contains, where the variables do not say otherwise
     *) fail "the groups are main, ablation and rho, not '$1'" ;;
     esac
     SEEDS=${SEEDS:-0 1 2 3 4} STEPS=${STEPS:-30000000} RUNS=${RUNS:-runs}
+    [[ $RUNS =~ ^[A-Za-z0-9_./-]+$ ]] || fail "RUNS must be a path without spaces or signs, not '$RUNS'"
+    [[ ${ARGS:-} != *$'\n'* ]] || fail "ARGS must be one line"
     [[ $STEPS =~ ^[1-9][0-9]*$ ]] || fail "STEPS must be a whole number such as 610000, not '$STEPS'"
     [[ ${JOBS:-1} =~ ^[1-9][0-9]*$ ]] || fail "JOBS must be a whole number such as 2, not '$JOBS'"
     command -v flock >/dev/null || fail "flock is missing: install util-linux"
@@ -62,11 +64,13 @@ say() { # a line that stays, above the one that changes
 }
 
 finished() { # DIRECTORY STEPS
-    [[ -f $1/finished && $(<"$1/finished") -ge $2 ]]
+    local made=""
+    [[ ! -f $1/finished ]] || made=$(<"$1/finished")
+    [[ $made =~ ^[0-9]+$ && $made -ge $2 ]] # -ge alone would execute what a stranger's file holds
 }
 
 run() { # DIRECTORY SCRIPT ARGUMENTS... STEPS: starts the run, goes on with it, or sees that it is finished
-    local dir=$1 steps=${*: -1} name=${1##*/} pid status requeue="" before last
+    local dir=$1 steps=${*: -1} name=${1##*/} pid="" status signalled="" requeue="" before last
     shift
     mkdir -p "$(dirname "$dir")"
     exec 9>>"$dir.log" # and a lock, which python inherits: it holds as long as anything of this run lives
@@ -74,20 +78,27 @@ run() { # DIRECTORY SCRIPT ARGUMENTS... STEPS: starts the run, goes on with it, 
     finished "$dir" "$steps" && return
     if [[ -f $dir/checkpoint.pt ]]; then
         say "$name: goes on"
-        set -- "$1" --resume "$dir" --total-timesteps "$steps"
+        set -- "$@" --resume "$dir"
+    elif [[ -f $dir/finished ]]; then
+        say "$name: left alone, it is finished at step $(<"$dir/finished") and its checkpoint gone" && return 1
     else
         say "$name: starts"
-        rm -f "$dir"/events.out.tfevents.* "$dir"/policy.pt "$dir"/replay-* # of a run killed before its first checkpoint
+        rm -f "$dir"/{events.out.tfevents.*,policy.pt,replay-*,*.tmp} # of a run killed before its first checkpoint
         set -- "$@" --run-dir "$dir"
     fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     before=$(stat -c %s "$dir.log")
-    "${PYTHON:-python}" "$@" >&9 2>&1 &
+    trap 'signalled=1; kill -TERM $pid 2>/dev/null || true' INT TERM HUP
+    trap 'signalled=1; requeue=1; kill -TERM $pid 2>/dev/null || true' USR1 # from Slurm, when the time limit is near
+    (trap '' HUP && exec "${PYTHON:-python}" "$@" >&9 2>&1) & # a closed terminal reaches it through the trap above
     pid=$!
-    trap 'kill -TERM $pid 2>/dev/null || true' INT TERM
-    trap 'requeue=1; kill -TERM $pid 2>/dev/null || true' USR1 # from Slurm, when the time limit is near
-    while kill -0 $pid 2>/dev/null; do wait $pid && status=0 || status=$?; done # a signal ends wait, but not the run
-    last=$(tail -c "+$((before + 1))" "$dir.log" | grep -v -E '^(evaluate|curves|go on):' | tail -n 1 || true)
+    [[ ! $signalled ]] || kill -TERM $pid
+    while :; do # a signal ends wait, but not the run; waited for once more, it gives its own exit code
+        signalled=""
+        wait $pid && status=0 || status=$?
+        [[ $signalled ]] || break
+    done
+    last=$(tail -c "+$((before + 1))" "$dir.log" | grep -v -E '^(evaluate|curves|go on):|^╰' | tail -n 1 || true)
     if [[ $status == 0 || $last == *"has made its"* ]]; then
         echo "$steps" >"$dir/finished"
         say "$name: $last"
@@ -109,9 +120,9 @@ progress() { # one line, where there is a terminal: the step of what runs
     [[ -t 1 ]] || return 0
     local dir line="$ended of $total"
     for dir in "${running[@]}"; do
-        line+="  ${dir##*/} $(grep -o '^step [0-9]*' "$dir.log" | tail -n 1 || true)"
+        line+="  ${dir##*/} $(grep -so '^step [0-9]*' "$dir.log" | tail -n 1 || true)"
     done
-    printf '\r\033[K%s' "${line:0:$(tput cols)}"
+    printf '\r\033[K%s' "${line:0:$(tput cols 2>/dev/null || echo 80)}"
 }
 
 await() { # until fewer than $1 are running
@@ -137,20 +148,21 @@ run_all() {
     done
     # One thread for each run, as many runs as cores: on two cores that made 1.4 times the updates of one run after the
     # other with two threads each (README, "Speed").
-    cores=$(nproc)
+    cores=$(env -u OMP_NUM_THREADS nproc) # nproc would obey it
     total=${#todo[@]}
     jobs=${JOBS:-$cores}
     jobs=$((jobs < total ? jobs : total))
     say "${#commands[@]} runs, $((${#commands[@]} - total)) finished before; $jobs at a time"
     ((jobs)) || return 0
     export OMP_NUM_THREADS=$((cores > jobs ? cores / jobs : 1))
-    trap 'stopped=1; kill -TERM "${!running[@]}" 2>/dev/null || true' INT TERM
+    trap 'stopped=1; kill -TERM "${!running[@]}" 2>/dev/null || true' INT TERM HUP
     for command in "${todo[@]}"; do
         await "$jobs"
         [[ ! $stopped ]] || break
         read -ra words <<<"$command"
         "${words[@]}" &
         running[$!]=${words[2]}
+        [[ ! $stopped ]] || kill -TERM $! # what the signal came just before
     done
     await 1
     [[ ! $stopped ]] || { say "stopped; the same command goes on" && exit 130; }
@@ -163,16 +175,18 @@ case ${1:-} in
 --slurm)
     choose "${2:-}"
     mkdir -p "$RUNS"
+    list=$(mktemp "$RUNS/slurm-$2-XXXXXX") # which number is which command, also if this file changes
+    printf '%s\n' "${commands[@]}" >"$list"
     # USR1, 90 to 120 s before the time limit: save, and queue again. SIGTERM, of scancel or preemption: save and end.
     sbatch --array="0-$((${#commands[@]} - 1))${JOBS:+%$JOBS}" --requeue --signal=B:USR1@90 --open-mode=append \
-        --job-name="$2" --output="$RUNS/slurm-%A_%a.out" "${@:3}" --wrap "exec ./benchmark.sh --task $2"
+        --job-name="$2" --output="$RUNS/slurm-%A_%a.out" "${@:3}" --wrap "exec ./benchmark.sh --task $list"
     ;;
 --task) # one of the array
-    choose "${2:-}"
     export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
-    read -ra words <<<"${commands[$SLURM_ARRAY_TASK_ID]}"
+    read -ra words < <(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" "$2")
     run "${words[@]:2}"
     ;;
 --run) run "${@:2}" ;;
+-h | --help) sed -n '2,/^set/{/^set/!s/^# \?//p}' "$0" ;;
 *) choose "${1:-}" && run_all ;;
 esac

@@ -5,7 +5,7 @@
 
 Writes into --out, each figure as PNG and SVG:
     returns       evaluation returns over environment steps
-    temperature   alpha, and DSAC-E's trajectory entropy against its budget
+    temperature   alpha, policy entropy, and DSAC-E's trajectory entropy against its budget, where that is in reach
     targets       mean and spread over the batch of what the critics follow
     results.md    the table: return in the last tenth of the steps, its interval, (seeds x steps)
     curves.csv.gz the numbers behind all of them
@@ -34,7 +34,8 @@ NAMES = {"dsac_e": "DSAC-E", "dsac_t": "DSAC-T", "sac": "SAC", "td3": "TD3"}
 SHARED = {"env_id", "seed", "total_timesteps", "device", "compile", "run_dir", "resume", "evaluate", "capture_video"}
 SHARED |= {"eval_interval", "eval_episodes", "checkpoint_interval"}
 RETURN = "eval/episodic_return"
-TAGS = (RETURN, "losses/alpha", "entropy/trajectory_mean", "entropy/budget", "critic/target_mean", "critic/target_std")
+TAGS = (RETURN, "losses/alpha", "entropy/policy_mean", "entropy/trajectory_mean", "entropy/budget")
+TAGS += ("critic/target_mean", "critic/target_std")
 COLUMNS = ["task", "line", "seed", "tag", "step", "value"]
 POINTS = 300  # kept of one curve, evaluations aside
 # Colours of different lightness, dashes and markers: the lines can be told apart in black and white too.
@@ -85,15 +86,16 @@ def read_run(run_dir: Path) -> tuple[dict, pd.DataFrame]:
 
 
 def read(paths: list[Path]) -> pd.DataFrame:
-    """All curves, as columns COLUMNS and run; `line` is the algorithm and the arguments in which its runs differ."""
+    """All curves, as COLUMNS; `line` is the algorithm and the arguments in which its runs on a task differ."""
+    if any(path.is_file() for path in paths):
+        if len(paths) > 1:  # it does not know the arguments any more, by which runs are told apart
+            fail("a file of curves is drawn alone: name one such file, or only directories")
+        try:
+            return pd.read_csv(paths[0])[COLUMNS]
+        except Exception as error:  # whatever pandas makes of some other file
+            fail(f"{paths[0]} is not a file that plot.py wrote ({error}): name that or a directory of runs")
     tables, runs = [], []
     for path in paths:
-        if path.is_file():
-            try:
-                tables.append(pd.read_csv(path)[COLUMNS].assign(run=str(path)))
-            except (KeyError, ValueError, OSError) as error:
-                fail(f"{path} is not a file that plot.py wrote ({error}): name that or a directory of runs")
-            continue
         found = sorted({file.parent for file in path.rglob("events.out.tfevents*")})
         if not found:
             fail(f"no TensorBoard files in {path}: name the directory of a run, or one that holds runs")
@@ -102,24 +104,21 @@ def read(paths: list[Path]) -> pd.DataFrame:
                 runs.append((run_dir, *read_run(run_dir)))
             except Exception as error:  # whatever torch and tensorboard make of a file that is missing or damaged
                 print(f"{run_dir} is left out: {type(error).__name__}: {error}", file=sys.stderr)
+    if not runs:
+        fail("none of these runs can be read")
     settings = pd.DataFrame([args for _, args, _ in runs]).astype(str)
     for (run_dir, args, curves), own in zip(runs, settings.to_dict("records"), strict=True):
         alike = settings[(settings.env_id == own["env_id"]) & (settings.algorithm == own["algorithm"])]
         varying = [name for name in alike if name not in SHARED and alike[name].nunique() > 1]
         line = ", ".join([NAMES[own["algorithm"]], *(f"{name} {own[name]}" for name in varying)])
         tables.append(curves.assign(task=args["env_id"], line=line, seed=args["seed"], run=str(run_dir)))
-    if not tables:
-        fail("none of these runs can be read")
-    return pd.concat(tables)
-
-
-def drop_repeated(curves: pd.DataFrame) -> pd.DataFrame:
-    """Of runs with the same task, line and seed, the longest: together they would count as more seeds than they are."""
+    curves = pd.concat(tables)
+    # Of runs with the same line and seed the longest: together they would count as more seeds than they are.
     lengths = curves.groupby(["task", "line", "seed", "run"]).step.max().sort_values()
     kept = lengths.reset_index().drop_duplicates(["task", "line", "seed"], keep="last").run
-    for run in set(curves.run) - set(kept):
-        print(f"{run} is left out: another run has the same settings and seed", file=sys.stderr)
-    return curves[curves.run.isin(kept)]
+    for run in sorted(set(curves.run) - set(kept)):
+        print(f"{run} is left out: another run has the same arguments and seed", file=sys.stderr)
+    return curves[curves.run.isin(kept)][COLUMNS]
 
 
 def over_seeds(curves: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +158,14 @@ def save(figure, axes, out: Path, name: str):
     entries = {
         label: line for panel in axes.flat for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, handlelength=4, frameon=False)
+    figure.legend(
+        entries.values(),
+        entries.keys(),
+        loc="outside lower center",
+        ncols=4 if axes.shape[1] > 1 else 2,
+        handlelength=4,
+        frameon=False,
+    )
     figure.savefig(out / f"{name}.png", dpi=150)
     figure.savefig(out / f"{name}.svg", metadata={"Date": None})
     plt.close(figure)
@@ -198,8 +204,11 @@ def figure_rows(
             draw(panel, mine, tag, lines, statistic)
             panel.set_yscale(scale)
             if tag == "entropy/trajectory_mean":
-                for budget in mine[(mine.tag == "entropy/budget") & mine.line.str.startswith("DSAC-E")].value.unique():
-                    panel.axhline(budget, color="black", linewidth=1, label="budget", dashes=(1, 1))
+                low, high = panel.dataLim.intervaly
+                bound = mine[(mine.tag == "entropy/budget") & mine.line.str.startswith("DSAC-E")]
+                for budget in bound[~bound.line.str.contains("tec False")].value.unique():  # that is of single steps
+                    if budget > low - 5 * (high - low):  # else the curves would be flat lines above it
+                        panel.axhline(budget, color="black", linewidth=1, label="budget", dashes=(1, 1))
             if column == 0:
                 panel.set_ylabel(label)
         axes[0, column].set_title(task)
@@ -220,8 +229,8 @@ def table(curves: pd.DataFrame, lines: list[str], statistic) -> str:
             steps, values = over_seeds(mine)
             final = values[:, steps >= 0.9 * steps[-1]].mean(axis=1, keepdims=True)
             low, high = interval(final, statistic)
-            seeds = f"{len(final)} x {steps[-1] / 1000:.0f}k"
-            cells.append(f"{statistic(final, axis=0)[0]:.0f} [{low[0]:.0f}, {high[0]:.0f}] ({seeds})")
+            span = f" [{low[0]:.0f}, {high[0]:.0f}]" if len(final) > 1 else ""
+            cells.append(f"{statistic(final, axis=0)[0]:.0f}{span} ({len(final)} x {steps[-1] / 1000:.0f}k)")
         rows.append(cells)
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
@@ -229,14 +238,22 @@ def table(curves: pd.DataFrame, lines: list[str], statistic) -> str:
 def main():
     args = tyro.cli(Args)
     statistic = np.mean if args.statistic == "mean" else partial(trim_mean, proportiontocut=0.25)
-    curves = drop_repeated(read(args.paths))
+    curves = read(args.paths)
+    ends_of = curves[curves.tag == RETURN].groupby(["task", "line", "seed"]).step.max()
+    for (task, line), ends in ends_of.groupby(level=[0, 1]):
+        if ends.min() < 0.9 * ends.max():
+            print(
+                f"{line} on {task} is drawn up to step {ends.min()}, where seed {ends.idxmin()[2]} ends",
+                file=sys.stderr,
+            )
     order = {name: place for place, name in enumerate(NAMES.values())}
     lines = sorted(curves.line.unique(), key=lambda line: (order.get(line.split(",")[0], 9), line))
     matplotlib.rcParams |= {"svg.hashsalt": "curves", "font.size": 9, "axes.titlesize": 10}
     try:
         args.out.mkdir(parents=True, exist_ok=True)
         figure_returns(curves, lines, args.out, statistic)
-        rows = [("losses/alpha", "alpha", "log"), ("entropy/trajectory_mean", "trajectory entropy, nats", "linear")]
+        rows = [("losses/alpha", "alpha", "log"), ("entropy/policy_mean", "policy entropy, nats", "linear")]
+        rows += [("entropy/trajectory_mean", "trajectory entropy, nats", "linear")]
         figure_rows(curves, rows, lines, args.out, "temperature", statistic)
         rows = [
             ("critic/target_mean", "mean of the targets", "linear"),

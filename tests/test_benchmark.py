@@ -1,5 +1,6 @@
 """benchmark.sh: its commands are runs of the scripts, and however it is stopped, starting it again ends all of them."""
 
+import contextlib
 import fcntl
 import importlib
 import os
@@ -19,6 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--num-envs 2 --learning-starts 40 --batch-size 16 --buffer-size 5000 --hidden-width 8 --eval-episodes 1 "
 SMALL += "--eval-interval 1000 --checkpoint-interval 1000 --device cpu --no-compile"
+OURS = ("TASKS", "ALGOS", "SEEDS", "STEPS", "JOBS", "RUNS", "ARGS", "PYTHON", "OMP_NUM_THREADS")
+CLEAN = {name: value for name, value in os.environ.items() if name not in OURS and "SLURM" not in name}
 
 
 @pytest.fixture
@@ -27,18 +30,25 @@ def bench(tmp_path):
     for name in ("benchmark.sh", "sac.py", "td3.py"):
         shutil.copy(ROOT / name, tmp_path)
 
+    started = []
+
     def bench(*arguments, **variables):
         defaults = {"TASKS": "Pendulum-v1", "ALGOS": "sac td3", "SEEDS": "0", "ARGS": SMALL, "PYTHON": sys.executable}
-        env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
-        return subprocess.Popen([tmp_path / "benchmark.sh", *arguments], env=env | defaults | variables, cwd="/",
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        started.append(subprocess.Popen([tmp_path / "benchmark.sh", *arguments], env=CLEAN | defaults | variables, cwd="/",
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                        start_new_session=True))  # fmt: skip
+        return started[-1]
 
-    return bench
+    yield bench
+    for process in started:  # and what it has started: a failed test must not leave a run behind
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def listed(group: str, **variables) -> list[list[str]]:
     command = [ROOT / "benchmark.sh", "--list", group]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables).stdout
+    out = subprocess.run(command, capture_output=True, text=True, check=True, env=CLEAN | variables).stdout
     return [line.split() for line in out.splitlines()]
 
 
@@ -110,6 +120,8 @@ def test_variables():
         (["main"], {"STEPS": "1e6"}, "STEPS must be a whole number such as 610000, not '1e6'"),
         (["main"], {"JOBS": "0"}, "JOBS must be"),
         (["main"], {"ALGOS": "sac ppo"}, "not 'ppo'"),
+        (["main"], {"RUNS": "my runs"}, "RUNS must be a path without spaces"),
+        (["main"], {"ARGS": "--gamma 0.9\n--tau 1"}, "ARGS must be one line"),
     ],
 )
 def test_mistakes_cost_one_line(bench, arguments, variables, says):
@@ -138,10 +150,10 @@ def test_stop_and_go(bench, tmp_path):
 
     process = bench("main", STEPS="1000000", SEEDS="1", ALGOS="sac")
     wait_for(Path(f"{late}.log"), "step 0:")
-    process.kill()
-    subprocess.run(["pkill", "-KILL", "-f", "--", f"--run-dir runs/{late.name}"], check=True)
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     assert not (late / "checkpoint.pt").exists() and any(late.iterdir())
+    (late / "checkpoint.tmp").touch()  # as if killed while it wrote the first one
 
     last = max(stopped.values()) + 1000
     process = bench("main", STEPS=str(last), SEEDS="0 1", JOBS="2")
@@ -180,11 +192,49 @@ def test_a_run_is_not_started_twice(bench, tmp_path):
 
 def test_marker_lost(bench, tmp_path):
     """A run that was killed between its end and the note of it counts as finished."""
-    for _ in range(2):
+    marker = tmp_path / "runs/Pendulum-v1__sac__0/finished"
+    for says in ("finished at step 200", "has made its 200 steps"):
         process = bench("main", ALGOS="sac", STEPS="200")
-        out, _ = process.communicate(timeout=60)
-        assert process.returncode == 0, out
-        (tmp_path / "runs/Pendulum-v1__sac__0/finished").unlink()
+        out, _ = process.communicate(timeout=120)
+        assert process.returncode == 0 and says in out, out
+        marker.write_text("a[$(touch executed)]")  # nor is what a stranger's run holds executed
+    assert not (tmp_path / "executed").exists()
+
+
+def test_what_is_kept_of_a_finished_run_is_not_lost(bench, tmp_path):
+    """Without its checkpoint, deleted to save space, a finished run cannot go on; its curves and policy stay."""
+    run_dir = tmp_path / "runs/Pendulum-v1__sac__0"
+    run_dir.mkdir(parents=True)
+    for name, content in (("finished", "200"), ("policy.pt", "p"), ("events.out.tfevents.1", "e")):
+        (run_dir / name).write_text(content)
+    process = bench("main", ALGOS="sac", STEPS="400")
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "finished at step 200 and its checkpoint gone" in out
+    assert (run_dir / "policy.pt").read_text() + (run_dir / "events.out.tfevents.1").read_text() == "pe"
+
+
+def test_other_arguments_are_not_ignored(bench):
+    """What a run was not made with is refused by its script, not passed over."""
+    bench("main", ALGOS="sac", STEPS="200").communicate(timeout=120)
+    process = bench("main", ALGOS="sac", STEPS="400", ARGS=SMALL + " --gamma 0.5")
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "--gamma cannot change in a run that goes on" in out
+
+
+def test_jobs_and_threads(bench, tmp_path):
+    """Never more than JOBS at a time, and each with its share of the cores, whatever OMP_NUM_THREADS says outside."""
+    stub = tmp_path / "python"
+    stub.write_text(f"#!/bin/sh\necho start $OMP_NUM_THREADS >>{tmp_path}/log; sleep 1.5; echo end >>{tmp_path}/log\n")
+    stub.chmod(0o755)
+    process = bench("main", JOBS="2", SEEDS="0 1", PYTHON=str(stub), OMP_NUM_THREADS="1")
+    process.communicate(timeout=60)
+    running = [0]
+    lines = (tmp_path / "log").read_text().split("\n")[:-1]
+    for line in lines:
+        running.append(running[-1] + (1 if "start" in line else -1))
+    assert process.returncode == 0 and max(running) == 2 and running[-1] == 0
+    threads = str(max(len(os.sched_getaffinity(0)) // 2, 1))
+    assert [line.split()[1] for line in lines if "start" in line] == [threads] * 4
 
 
 def test_slurm(bench, tmp_path):
@@ -198,14 +248,32 @@ def test_slurm(bench, tmp_path):
     bench("--slurm", "main", "--gres=gpu:1", **path, JOBS="3").communicate(timeout=20)
     calls = (tmp_path / "calls").read_text().splitlines()
     assert calls[0] == "sbatch" and {"--array=0-3%3", "--requeue", "--open-mode=append", "--gres=gpu:1"} <= set(calls)
-    assert calls[-2:] == ["--wrap", "exec ./benchmark.sh --task main"]
+    assert "--signal=B:USR1@90" in calls and calls[-2] == "--wrap"
+    wrapped = calls[-1].split()
+    assert wrapped[:3] == ["exec", "./benchmark.sh", "--task"]
+    assert (
+        (tmp_path / wrapped[3]).read_text().splitlines()[3].startswith("./benchmark.sh --run runs/Pendulum-v1__td3__1 ")
+    )
 
     (tmp_path / "calls").unlink()
     task = path | {"SLURM_JOB_ID": "12", "SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}
-    process = bench("--task", "main", **task)
+    process = bench(*wrapped[2:], **task)
     run_dir = tmp_path / "runs/Pendulum-v1__td3__1"
     wait_for(Path(f"{run_dir}.log"), "step 1000:")
     process.send_signal(signal.SIGUSR1)
     out, _ = process.communicate(timeout=60)
     assert "interrupted at step" in out and (run_dir / "checkpoint.pt").exists()
+    assert (tmp_path / "calls").read_text().splitlines() == ["scontrol", "requeue", "12_3"]
+
+    # A signal that comes while python still imports: nothing to save, but the task must come again.
+    (tmp_path / "calls").unlink()
+    stub = tmp_path / "bin" / "slow"
+    stub.write_text(f"#!/bin/sh\ntouch {tmp_path}/begun\nexec sleep 30\n")
+    stub.chmod(0o755)
+    process = bench(*wrapped[2:], **task, PYTHON=str(stub))
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGUSR1)
+    out, _ = process.communicate(timeout=20)
+    assert "interrupted before its first step" in out and process.returncode == 143
     assert (tmp_path / "calls").read_text().splitlines() == ["scontrol", "requeue", "12_3"]

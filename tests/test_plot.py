@@ -60,20 +60,20 @@ def test_every_evaluation_is_read_and_long_diagnostics_are_thinned(tmp_path):
 
 def test_lines_are_told_apart_by_what_differs(tmp_path):
     """Seeds and bookkeeping do not make a new line, any other argument does, and only where it differs."""
-    log(tmp_path / "a", returns(1, 2), "dsac_e", rho=5.0)
+    log(tmp_path / "a", returns(0, 2), "dsac_e", rho=5.0)
     log(tmp_path / "b", returns(1, 2), "dsac_e", rho=20.0, seed=1, total_timesteps=50, device="cuda")
-    log(tmp_path / "c", returns(1, 2), "dsac_e", rho=5.0, seed=3)
-    log(tmp_path / "d", returns(1, 2), "dsac_e", rho=40.0, env_id="Ant-v4")
-    log(tmp_path / "e", returns(1, 2), "td3", rho=7.0)
+    log(tmp_path / "c", returns(2, 2), "dsac_e", rho=5.0, seed=3)
+    log(tmp_path / "d", returns(3, 2), "dsac_e", rho=40.0, env_id="Ant-v4")
+    log(tmp_path / "e", returns(4, 2), "td3", rho=7.0)
     curves = plot.read([tmp_path])
-    named = {Path(run).name: (task, line, seed) for run, task, line, seed in
-             curves[["run", "task", "line", "seed"]].drop_duplicates().itertuples(index=False)}  # fmt: skip
+    first = curves[curves.step == 0][["value", "task", "line", "seed"]]
+    named = {mark: tuple(rest) for mark, *rest in first.itertuples(index=False)}
     assert named == {
-        "a": ("Hopper-v4", "DSAC-E, rho 5.0", 0),
-        "b": ("Hopper-v4", "DSAC-E, rho 20.0", 1),
-        "c": ("Hopper-v4", "DSAC-E, rho 5.0", 3),
-        "d": ("Ant-v4", "DSAC-E", 0),
-        "e": ("Hopper-v4", "TD3", 0),
+        0: ("Hopper-v4", "DSAC-E, rho 5.0", 0),
+        1: ("Hopper-v4", "DSAC-E, rho 20.0", 1),
+        2: ("Hopper-v4", "DSAC-E, rho 5.0", 3),
+        3: ("Ant-v4", "DSAC-E", 0),
+        4: ("Hopper-v4", "TD3", 0),
     }
 
 
@@ -81,7 +81,7 @@ def test_the_same_run_twice_counts_once(tmp_path, capsys):
     log(tmp_path / "short", returns(1, 2))
     log(tmp_path / "long", returns(5, 6, 7))
     log(tmp_path / "other", returns(8, 9), seed=1)
-    curves = plot.drop_repeated(plot.read([tmp_path]))
+    curves = plot.read([tmp_path])
     assert sorted(curves.value) == [5, 6, 7, 8, 9]
     assert "short is left out" in capsys.readouterr().err
 
@@ -90,12 +90,12 @@ def test_seeds_of_different_length_and_interval(tmp_path):
     """A curve over seeds ends where the shortest ends, and seeds evaluated at other steps are interpolated."""
     log(tmp_path / "0", returns(0, 10, 20, 30, 40, 50))
     log(tmp_path / "1", returns(100, 102, 104, every=150), seed=1)
-    steps, values = plot.over_seeds(plot.drop_repeated(plot.read([tmp_path])))
+    steps, values = plot.over_seeds(plot.read([tmp_path]))
     assert steps.tolist() == [0, 150, 300]
     assert values.tolist() == [[0, 15, 30], [100, 102, 104]]
 
     log(tmp_path / "2", returns(*range(8), every=20), seed=2)  # the shortest, with the most evaluations
-    steps, values = plot.over_seeds(plot.drop_repeated(plot.read([tmp_path / "0", tmp_path / "2"])))
+    steps, values = plot.over_seeds(plot.read([tmp_path / "0", tmp_path / "2"]))
     assert steps.tolist() == [0, 100]
     assert values.tolist() == [[0, 10], [0, 5]]
 
@@ -127,7 +127,7 @@ def test_results(monkeypatch, capsys, tmp_path):
     mean = np.mean(list(last.values()))
     row = re.search(r"\| Hopper-v4 \| (\d+) \[(\d+), (\d+)\] \(5 x 2k\) \|  \|", out)
     assert float(row[1]) == round(mean) and float(row[2]) < mean < float(row[3])
-    assert "| Ant-v4 |  | 19 [19, 19] (1 x 2k) |" in out
+    assert "| Ant-v4 |  | 19 (1 x 2k) |" in out
     assert (tmp_path / "mean/results.md").read_text() in out
 
     main(monkeypatch, tmp_path / "runs", "--out", tmp_path / "iqm", "--statistic", "iqm")
@@ -218,6 +218,34 @@ def test_a_damaged_run_is_named_and_left_out(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(monkeypatch, tmp_path, "--out", tmp_path / "out")
     assert stop.value.code == 2
+
+
+def test_files_and_directories_do_not_mix(monkeypatch, capsys, tmp_path):
+    log(tmp_path / "run", returns(1, 2))
+    (tmp_path / "curves.csv").write_text(",".join(plot.COLUMNS))
+    with pytest.raises(SystemExit) as stop:
+        main(monkeypatch, tmp_path / "run", tmp_path / "curves.csv")
+    assert stop.value.code == 2 and "is drawn alone" in capsys.readouterr().err
+
+
+def test_a_short_seed_is_named(monkeypatch, capsys, tmp_path):
+    """One seed that has just begun cuts the line of all: the user is told which."""
+    log(tmp_path / "0", returns(*range(11)))
+    log(tmp_path / "1", returns(1, 2), seed=1)
+    main(monkeypatch, tmp_path, "--out", tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert err == "SAC on Hopper-v4 is drawn up to step 100, where seed 1 ends\n" and "(2 x 0k)" in out
+
+
+def test_budgets_out_of_reach_or_of_single_steps_are_not_drawn(monkeypatch, tmp_path):
+    for name, seed, budget, tec in (("far", 0, -1e5, True), ("single", 1, -5.0, False)):
+        curves = full(seed) | {"entropy/budget": {0: budget, 100: budget}}
+        log(tmp_path / name, curves, "dsac_e", seed=seed, tec=tec)
+    panels = []
+    monkeypatch.setattr(plot, "save", lambda figure, axes, out, name: panels.extend(axes.flat))
+    main(monkeypatch, tmp_path, "--out", tmp_path / "out")
+    (panel,) = [panel for panel in panels if panel.get_ylabel().startswith("trajectory")]
+    assert {line.get_label() for line in panel.lines} == {"DSAC-E, tec True", "DSAC-E, tec False"}
 
 
 def test_where_it_cannot_write(monkeypatch, capsys, tmp_path):

@@ -420,8 +420,8 @@ def film(env_id: str, prefix: Path) -> gym.Env:
         imageio_ffmpeg.get_ffmpeg_version()
     except Exception as error:
         fail(f"--capture-video has no encoder ({error}): pip install moviepy imageio-ffmpeg, unset IMAGEIO_FFMPEG_EXE")
+    env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
     try:
-        env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
         env.reset()
         env.render()
     except Exception as error:  # whatever a GL library raises that is missing or has no device

@@ -136,14 +136,14 @@ def steps_of(run_dir: Path) -> list[int]:
 
 
 def test_stop_and_go(bench, tmp_path):
-    """SIGTERM in the middle saves both runs; SIGKILL of everything before a third has a checkpoint; started again, all
+    """A terminal closed in the middle saves both runs; SIGKILL of everything before a third has a checkpoint; started again, all
     end at their last step on whole curves; once more, nothing is done; with more steps, all go on."""
     runs = tmp_path / "runs"
     sac, td3, late = (runs / f"Pendulum-v1__{name}" for name in ("sac__0", "td3__0", "sac__1"))
     process = bench("main", STEPS="1000000", JOBS="2")
     for run_dir in (sac, td3):
         wait_for(Path(f"{run_dir}.log"), "step 2000:")
-    process.terminate()
+    os.killpg(process.pid, signal.SIGHUP)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130 and out.count("interrupted at step") == 2 and "FAILED" not in out
     stopped = {run_dir: torch.load(run_dir / "checkpoint.pt")["counters"]["step"] for run_dir in (sac, td3)}
@@ -224,7 +224,10 @@ def test_other_arguments_are_not_ignored(bench):
 def test_jobs_and_threads(bench, tmp_path):
     """Never more than JOBS at a time, and each with its share of the cores, whatever OMP_NUM_THREADS says outside."""
     stub = tmp_path / "python"
-    stub.write_text(f"#!/bin/sh\necho start $OMP_NUM_THREADS >>{tmp_path}/log; sleep 1.5; echo end >>{tmp_path}/log\n")
+    stub.write_text(
+        f'#!/bin/sh\necho start $OMP_NUM_THREADS >>{tmp_path}/log\nfor last; do :; done\nmkdir -p "$last"\n'  # --run-dir
+        f"sleep 1.5\necho end >>{tmp_path}/log\n"
+    )
     stub.chmod(0o755)
     process = bench("main", JOBS="2", SEEDS="0 1", PYTHON=str(stub), OMP_NUM_THREADS="1")
     process.communicate(timeout=60)

@@ -146,8 +146,8 @@ run_all() {
         read -ra words <<<"$command"
         finished "${words[2]}" "$STEPS" || todo+=("$command")
     done
-    # One thread for each run, as many runs as cores: on two cores that made 1.4 times the updates of one run after the
-    # other with two threads each (README, "Speed").
+    # One thread for each run, as many runs as cores: on two cores that made 1.5 times the updates of one run after the
+    # other with two threads each (README, "Experiments").
     cores=$(env -u OMP_NUM_THREADS nproc) # nproc would obey it
     total=${#todo[@]}
     jobs=${JOBS:-$cores}

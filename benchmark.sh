@@ -70,7 +70,7 @@ finished() { # DIRECTORY STEPS
 }
 
 run() { # DIRECTORY SCRIPT ARGUMENTS... STEPS: starts the run, goes on with it, or sees that it is finished
-    local dir=$1 steps=${*: -1} name=${1##*/} pid="" status signalled="" requeue="" before last
+    local dir=$1 steps=${*: -1} name=${1##*/} pid="" status=127 code signalled="" told="" requeue="" before last
     shift
     mkdir -p "$(dirname "$dir")"
     exec 9>>"$dir.log" # and a lock, which python inherits: it holds as long as anything of this run lives
@@ -88,16 +88,15 @@ run() { # DIRECTORY SCRIPT ARGUMENTS... STEPS: starts the run, goes on with it, 
     fi
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     before=$(stat -c %s "$dir.log")
-    trap 'signalled=1; kill -TERM $pid 2>/dev/null || true' INT TERM HUP
-    trap 'signalled=1; requeue=1; kill -TERM $pid 2>/dev/null || true' USR1 # from Slurm, when the time limit is near
+    # Passed on once: a second SIGTERM, seconds later, would end the run where it stands. Slurm sends USR1.
+    trap 'signalled=1; [[ $told ]] || kill -TERM $pid 2>/dev/null || true; told=$pid' INT TERM HUP
+    trap 'signalled=1; requeue=1; [[ $told ]] || kill -TERM $pid 2>/dev/null || true; told=$pid' USR1
     (trap '' HUP && exec "${PYTHON:-python}" "$@" >&9 2>&1) & # a closed terminal reaches it through the trap above
     pid=$!
-    [[ ! $signalled ]] || kill -TERM $pid
-    while :; do # a signal ends wait, but not the run; waited for once more, it gives its own exit code
-        signalled=""
-        wait $pid && status=0 || status=$?
-        [[ $signalled ]] || break
-    done
+    [[ ! $signalled ]] || kill -TERM $pid # what came before there was a process
+    while kill -0 $pid 2>/dev/null; do wait $pid && status=0 || status=$?; done # a signal ends wait, but not the run
+    wait $pid 2>/dev/null && code=0 || code=$? # in that case status is the signal's: ask again
+    ((code == 127)) || status=$code # 127: bash has told it already
     last=$(tail -c "+$((before + 1))" "$dir.log" | grep -v -E '^(evaluate|curves|go on):|^╰' | tail -n 1 || true)
     if [[ $status == 0 || $last == *"has made its"* ]]; then
         echo "$steps" >"$dir/finished"

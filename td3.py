@@ -636,14 +636,13 @@ def train(args: Args, saved: dict | None = None):
     def update(delayed: bool) -> dict[str, Tensor]:
         return agent.update(buffer.sample(args.batch_size), delayed)
 
-    caught, helper = [], None
+    caught, helper = {}, None
     if args.compile and args.total_timesteps - max(step, args.learning_starts) > 2 * COMPILE_AFTER * args.num_envs:
         arguments = args, obs_dim, space.low, space.high, device
         helper = multiprocessing.get_context("spawn").Process(target=compile_ahead, args=arguments, daemon=True)
 
-    def catch(signum, frame):  # Ctrl-C or SIGTERM ends the run in order; again after a second, at once
-        caught.append((signum, time.monotonic()))
-        if caught[-1][1] - caught[0][1] > 1:  # what comes at the same time came twice, from a terminal and uv, or Slurm
+    def catch(signum, frame):  # Ctrl-C or SIGTERM ends the run in order; the same two seconds later, at once
+        if time.monotonic() - caught.setdefault(signum, time.monotonic()) > 2:  # sooner, some wrapper has sent it twice
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
 
@@ -747,7 +746,7 @@ def train(args: Args, saved: dict | None = None):
         print(f"go on:    python {sys.argv[0]} --resume {run_dir}")
     print(f"evaluate: python {sys.argv[0]} --evaluate {run_dir}\ncurves:   tensorboard --logdir {run_dir.parent}")
     if caught:
-        raise SystemExit(128 + caught[0][0])
+        raise SystemExit(128 + next(iter(caught)))
 
 
 def evaluate_run(args: Args):

@@ -301,7 +301,7 @@ from gymnasium.envs.classic_control import PendulumEnv
 class Slow(PendulumEnv):
     def step(self, action):
         print("stepping", flush=True)
-        time.sleep(3)
+        time.sleep(5)
         return super().step(action)
 
 gym.register("Slow-v0", Slow, max_episode_steps=1)
@@ -310,8 +310,8 @@ gym.register("Slow-v0", Slow, max_episode_steps=1)
 
 @pytest.mark.parametrize("late", [False, True])
 def test_two_signals(tmp_path, late):
-    """A signal that arrives twice at once, as from a terminal and a wrapper, ends the run in order; one more after a
-    second ends it where it stands."""
+    """A signal that arrives twice at once, as from a terminal and a wrapper, ends the run in order; one more after
+    two seconds ends it where it stands."""
     (tmp_path / "slow_task.py").write_text(SLOW)
     command = [sys.executable, ROOT / "sac.py", "--env-id", "slow_task:Slow-v0", "--num-envs", "1", "--eval-episodes"]
     command += ["1", "--device", "cpu", "--run-dir", tmp_path / "run"]
@@ -321,9 +321,10 @@ def test_two_signals(tmp_path, late):
     assert any(line.startswith("step 0") for line in lines)
     assert any(line.startswith("stepping") for line in lines)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     if late:
-        time.sleep(1.5)
+        time.sleep(2.5)
         process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert err == "" and process.returncode == (-signal.SIGTERM if late else 128 + signal.SIGTERM)

@@ -168,7 +168,7 @@ MUTATIONS = [
     (B, "made =~ ^[0-9]+$ && $made", "made"),
     (B, "cores=$(env -u OMP_NUM_THREADS nproc)", "cores=$(nproc)"),
     (B, '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"', '"$SLURM_JOB_ID"'),
-    (B, "requeue=1; kill", "kill"),
+    (B, "signalled=1; requeue=1;", "signalled=1;"),
     (B, "wait \"$pid\" || failed=1", "wait \"$pid\" || true"),
     (B, "|| $last == *\"has made its\"*", ""),
     (B, "${BASH_REMATCH[2]//-no-/ --no-}", "${BASH_REMATCH[2]//-no-tec/ --no-tec}"),

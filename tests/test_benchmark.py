@@ -136,8 +136,8 @@ def steps_of(run_dir: Path) -> list[int]:
 
 
 def test_stop_and_go(bench, tmp_path):
-    """A terminal closed in the middle saves both runs; SIGKILL of everything before a third has a checkpoint; started again, all
-    end at their last step on whole curves; once more, nothing is done; with more steps, all go on."""
+    """A terminal closed in the middle saves both runs; SIGKILL of everything before a third has a checkpoint; started
+    again, all end at their last step on whole curves; once more, nothing is done."""
     runs = tmp_path / "runs"
     sac, td3, late = (runs / f"Pendulum-v1__{name}" for name in ("sac__0", "td3__0", "sac__1"))
     process = bench("main", STEPS="1000000", JOBS="2")

@@ -1,130 +1,82 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = [
-#     "torch==2.13.0", "gymnasium==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17", "tensorboard==2.21.0",
-#     "tqdm==4.70.1", "imageio==2.38.1", "imageio-ffmpeg==0.8.1", "moviepy==2.2.1",
-# ]
+# dependencies = ["torch==2.13.0", "gymnasium==1.4.0", "mujoco==4.0.0", "numpy==2.4.6", "tyro==1.0.17",
+#     "filelock==4.3.1", "tensorboard==2.21.0", "tqdm==4.70.1", "imageio==2.38.1", "moviepy==2.2.1"]
 # ///
-"""DSAC-E: distributional soft actor-critic under a trajectory entropy constraint, in one file.
+"""DSAC-E: distributional soft actor-critic with a trajectory entropy constraint, in one file.
 
-Paper: "Mind Your Entropy" (TECRL, arXiv 2511.11592), which builds on DSAC-T (arXiv 2310.05858).
+Paper: "Mind Your Entropy" (TECRL, arXiv 2511.11592). It extends DSAC-T (arXiv 2310.05858), which is SAC
+(arXiv 1812.05905) with value distributions for critics.
 
-SAC adds alpha * entropy to the reward, so every change of alpha moves the critics' target. DSAC-E keeps the two apart:
-  - twin critics learn the return of the reward alone, as Gaussian value distributions N(Q, sigma^2);
-  - one more critic, Qe, learns the discounted entropy that the policy will have along the rest of its trajectory;
-  - the policy maximises Q + alpha * (-log pi + Qe), and alpha is the multiplier of the constraint
-    E[-log pi + Qe] >= rho * H0 / (1 - gamma), where H0 = -(number of action dimensions).
+SAC adds alpha * entropy to the reward, so every change of alpha moves the critics' target. DSAC-E separates
+them: twin critics Z_i = N(Q_i, sigma_i^2) learn the return of the reward alone, and an entropy critic Qe the
+discounted entropy from the next state onward. With a' ~ pi_target(.|s') and d = 1 if s' is terminal, else 0:
 
-    step, as in TECRL (arXiv 2511.11592)    here
-    PEV  policy evaluation, Eq. 11          pev()
-    PIS  policy introspection, Eq. 12-13    pis()
-    PIM  policy improvement, Eq. 14         pim()
-    TUP  temperature update, Eq. 15         tup()
-    order, delay, target networks           Agent.update()
+  PEV  policy evaluation     Eq. 11     Z_i(s, a) <- r + gamma (1 - d) Z_k(s', a'),  k = argmin Q_i(s', a')
+  PIS  policy introspection  Eq. 12-13  Qe(s, a)  <- gamma (1 - d) (-log pi_target(a'|s') + Qe(s', a'))
+  PIM  policy improvement    Eq. 14     maximize over pi    E[min Q_i(s, a) + alpha (-log pi(a|s) + Qe(s, a))]
+  TUP  temperature update    Eq. 15     minimize over alpha alpha (E[-log pi(a|s) + Qe(s, a)] - budget)
 
-Shapes: B batch, S observation, A action dimensions. What the papers leave open is marked [ours].
-Above the line of = signs is the algorithm. Below it, data and training: the same text in all four scripts.
+alpha is the Lagrange multiplier of E[-log pi + Qe] >= budget = rho * H0 / (1 - gamma), where H0 = -A nats is
+SAC's target entropy. Shapes: B batch, S observation, A action dimensions. [ours]: the papers leave it open.
+The algorithm ends at the line of = signs. Below it is the harness, identical in all four scripts.
 """
 
-import contextlib
 import copy
-import difflib
 import math
-import multiprocessing
-import os
 import re
-import signal
-import sys
-import threading
-import time
-import traceback
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-
-try:
-    import mujoco
-except Exception as error:  # it loads the library that MUJOCO_GL asks for, whether anything is drawn or not
-    sys.exit(f"mujoco cannot be loaded ({error}): unset MUJOCO_GL, or apt-get install libegl1 libosmesa6")
 
 ALGORITHM = "dsac_e"
 
 
 @dataclass
 class Args:
-    """Train on one gymnasium task, or evaluate what a run has learned. Steps are environment steps."""
+    """Train on a Gymnasium environment. Running the same command again resumes the run."""
 
-    env_id: str = "Humanoid-v4"
-    """the task: any gymnasium id with flat Box observations and bounded Box actions"""
-    seed: int = 0
-    """seed of everything random: weights, noise, replay, environments"""
-    total_timesteps: int = 30_000_000
-    """length of the run"""
-    num_envs: int = 20
-    """parallel environments; one update follows each step of all of them"""
-    learning_starts: int = 10_000
-    """steps taken with the untrained policy before the first update"""
-    batch_size: int = 256
-    """transitions in one update"""
-    buffer_size: int = 1_000_000
-    """transitions kept for replay"""
-    gamma: float = 0.99
-    """discount factor"""
-    tau: float = 0.005
-    """rate at which the target networks and the running mean of sigma follow"""
-    policy_delay: int = 2
-    """critic updates per update of everything else"""
-    hidden_width: int = 256
-    """units in each of the three hidden layers"""
-    policy_lr: float = 1e-4
-    """learning rate of the policy"""
-    critic_lr: float = 1e-4
-    """learning rate of the critics"""
-    alpha_lr: float = 3e-4
-    """learning rate of log(alpha)"""
-    rho: float | None = None
-    """scale of the entropy budget, which is negative: larger is lower; None: 20 for Humanoid and Walker2d, else 1"""
-    tec: bool = True
-    """trajectory entropy constraint; --no-tec constrains the entropy of single steps to rho * H0 (ablation)"""
-    res: bool = True
-    """reward/entropy separation; --no-res puts the entropy into the reward, as DSAC-T does (ablation)"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where networks and replay live; auto takes CUDA when there is one"""
-    compile: bool = True
-    """go over to updates compiled by torch.compile once a helper has made them, during the first ones"""
-    eval_interval: int = 50_000
-    """steps between two evaluations"""
-    eval_episodes: int = 10
-    """episodes of one evaluation, played with the deterministic policy"""
-    checkpoint_interval: int = 100_000
-    """steps between two checkpoints; another is made when the run ends, also by Ctrl-C or SIGTERM"""
-    run_dir: Path | None = None
-    """where the run is written; None: runs/<task>__<algorithm>__<seed>__<time>"""
-    resume: Path | None = None
-    """go on with the run in this directory, with its arguments; --total-timesteps may be raised"""
-    evaluate: Path | None = None
-    """evaluate the policy saved in this run directory; of the other arguments --seed and --eval-episodes apply"""
-    capture_video: bool = False
-    """with --evaluate: film the first episode, as an mp4 file in the run directory"""
+    env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
+    rho: float | None = None  # entropy budget in units of H0 = -A; default: 20 for Humanoid, Walker2d, else 1
+    tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
+    res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
+    center_entropy: bool = False  # [ours] add the running mean of the entropy to Qe: alpha oscillates less
+    gamma: float = 0.99  # discount factor
+    tau: float = 0.005  # Polyak rate of the target networks and of the running mean of sigma
+    policy_delay: int = 2  # critic updates per update of policy, alpha and target networks
+    policy_lr: float = 1e-4  # learning rate of the policy
+    critic_lr: float = 1e-4  # learning rate of the critics
+    alpha_lr: float = 3e-4  # learning rate of log(alpha)
+    initial_alpha: float = math.e  # alpha at the start of training
+    hidden_width: int = 256  # units in each of the three hidden layers
+    batch_size: int = 256  # transitions per update
+    buffer_size: int = 1_000_000  # transitions in the replay buffer
+    learning_starts: int = 10_000  # environment steps with the initial policy before the first update
+    num_envs: int = 20  # number of environments; one update per vector step
+    total_timesteps: int = 30_000_000  # environment steps of the run
+    seed: int = 0  # seed of weights, noise, replay and environments
+    device: str = "auto"  # torch device of networks and replay buffer; auto: CUDA if available
+    compile: bool = True  # compile the update with torch.compile (skipped in short runs)
+    eval_interval: int = 50_000  # environment steps between evaluations
+    eval_episodes: int = 10  # episodes per evaluation, with the deterministic policy
+    checkpoint_interval: int = 500_000  # environment steps between checkpoints; the end of a run adds one
+    run_dir: str = ""  # directory of the run; default: runs/<env_id>__<algorithm>__<seed>
+    evaluate: bool = False  # instead of training, evaluate the policy in the run directory
+    capture_video: bool = False  # instead of training, record an episode of the policy in the run directory
 
     def __post_init__(self):
         if self.rho is None:
             self.rho = 20.0 if re.search(r"\b(Humanoid|Walker2d)(-v\d+)?$", self.env_id) else 1.0
         if self.tec and not self.res:
-            fail("--no-res needs --no-tec as well: the trajectory constraint is built on Qe")
+            raise ValueError("--no-res requires --no-tec: the trajectory constraint needs Qe")
 
 
 class Batch(NamedTuple):
-    """Transitions. `terminated` is 1 where the task ended, and 0 where a time limit merely cut the episode."""
+    """Transitions. `terminated` is 1 if the episode terminated, 0 otherwise, also if it was truncated."""
 
     obs: Tensor  # (B, S)
     action: Tensor  # (B, A), in the environment's own units
@@ -134,7 +86,7 @@ class Batch(NamedTuple):
 
 
 class StackedLinear(nn.Module):
-    """n layers like nn.Linear side by side, in one batched product: (n, B, fan_in) -> (n, B, fan_out)."""
+    """n independent nn.Linear layers in one batched product: (n, B, fan_in) -> (n, B, fan_out)."""
 
     def __init__(self, n: int, fan_in: int, fan_out: int):
         super().__init__()
@@ -143,63 +95,61 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Transposed, so that the gradient of the weight comes out in the layout of the weight, and is not copied.
+        # Both transposes give the weight's gradient the memory layout of the weight, which avoids a copy.
         return (self.weight @ x.mT).mT + self.bias
 
 
 def mlp(n: int, inputs: int, outputs: int, width: int) -> nn.Sequential:
-    """n independent networks of three hidden GELU layers: (n, B, inputs) -> (n, B, outputs)."""
-    hidden = [layer for fan_in in (inputs, width, width) for layer in (StackedLinear(n, fan_in, width), nn.GELU())]
+    """n independent networks with three hidden GELU layers: (n, B, inputs) -> (n, B, outputs)."""
+    hidden = [layer for dim in (inputs, width, width) for layer in (StackedLinear(n, dim, width), nn.GELU())]
     return nn.Sequential(*hidden, StackedLinear(n, width, outputs))
 
 
 class Policy(nn.Module):
-    """Squashed Gaussian: action = center + half_range * tanh(u), u ~ N(mu(obs), std(obs)^2).
-
-    low, high: (A,) bounds of the action space.
-    """
+    """Squashed Gaussian on a box: action = center + half_range * tanh(u), u ~ N(mu(obs), std(obs)^2)."""
 
     def __init__(self, obs_dim: int, low: np.ndarray, high: np.ndarray, hidden_width: int = 256):
         super().__init__()
-        low, high = low.astype(np.float64), high.astype(np.float64)  # an int8 box would overflow below
         self.net = mlp(1, obs_dim, 2 * len(low), hidden_width)
-        self.register_buffer("center", torch.tensor((high + low) / 2, dtype=torch.float32))
-        self.register_buffer("half_range", torch.tensor((high - low) / 2, dtype=torch.float32))
+        # Not saved: a loaded policy acts within the bounds of the environment that it is made for.
+        self.register_buffer("center", torch.as_tensor((high + low) / 2).float(), persistent=False)
+        self.register_buffer("half_range", torch.as_tensor((high - low) / 2).float(), persistent=False)
 
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,) in nats.
-
-        The density is per unit of the environment's own action, which is what gives H0 = -A its meaning.
-        """
+        """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,) in nats."""
         mu, log_std = self.net(obs.unsqueeze(0)).squeeze(0).chunk(2, dim=-1)
         log_std = log_std.clamp(-20, 0.5)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
-        # log |d action / d u|; its first term is log(1 - tanh(u)^2), in a form that is exact where tanh(u) rounds to 1.
+        # log |d action / d u|: the density is per unit of the environment's own action, as H0 = -A demands.
+        # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
 
     @torch.inference_mode()
-    def act(self, obs: Tensor, deterministic: bool = False) -> Tensor:
-        """obs (B, S) -> action (B, A): a sample, or the squashed mean when deterministic."""
+    def act(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
+        """obs (n, S) -> action (n, A): a sample, or the squashed mean if deterministic."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.center.device)
         draw = torch.zeros if deterministic else torch.randn
-        return self(obs, draw(len(obs), len(self.center), device=obs.device))[0]
+        return self(obs, draw(len(obs), len(self.center), device=obs.device))[0].cpu().numpy()
 
 
 class TwinCritics(nn.Module):
-    """Two Gaussian value distributions N(Q, sigma^2): obs (B, S), action (B, A) -> Q (2, B), sigma (2, B)."""
+    """Gaussian value distributions N(Q, sigma^2): obs (B, S), action (B, A) -> Q (n, B), sigma (n, B)."""
+
+    n = 2  # number of critics
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):
         super().__init__()
-        self.net = mlp(2, obs_dim + action_dim, 2, hidden_width)
+        self.net = mlp(self.n, obs_dim + action_dim, 2, hidden_width)
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        q, raw = self.net(torch.cat((obs, action), -1).expand(2, -1, -1)).unbind(-1)
-        return q, F.softplus(raw)
+        q, raw_sigma = self.net(torch.cat((obs, action), -1).expand(self.n, -1, -1)).unbind(-1)
+        return q, F.softplus(raw_sigma)
 
 
 class EntropyCritic(nn.Module):
-    """Qe(s, a) = E[sum over t >= 1 of gamma^t H(pi|s_t)], without the entropy now: (B, S), (B, A) -> (B,), in nats."""
+    """Qe(s, a) = E[sum over t >= 1 of gamma^t H(pi|s_t)] in nats: obs (B, S), action (B, A) -> (B,)."""
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):
         super().__init__()
@@ -209,683 +159,461 @@ class EntropyCritic(nn.Module):
         return self.net(torch.cat((obs, action), -1).unsqueeze(0)).squeeze((0, -1))
 
 
-def frozen(net: nn.Module):
-    """The network as a function of its inputs alone: no gradient is computed for its weights."""
-    weights = {name: weight.detach() for name, weight in net.named_parameters()}
-    return lambda *inputs: torch.func.functional_call(net, weights, inputs)
+def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, reward: Tensor, discount: Tensor,
+        noise: Tensor, mean_sigma: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """PEV, policy evaluation: loss of the twin critics (TECRL Eq. 11 with the three refinements of DSAC-T).
 
-
-def pev(critics, target_critics, batch, next_action, noise, spread, gamma, tau):
-    """PEV, policy evaluation (Eq. 11): both value distributions towards the return of the reward alone.
-
-    next_action (B, A) of the target policy at next_obs; noise (B,) standard normal;
-    spread (2,) running mean of each twin's sigma, 0 before the first batch.
-    Returns the loss (only its gradient means something), the new spread, tensors to log.
+    q, sigma at (s, a) and next_q, next_sigma of the target critics at (s', a'), each (n, B); reward, standard
+    normal noise, discount = gamma (1 - d), each (B,); mean_sigma (n,): running mean of sigma, initially 0.
+    Returns a surrogate loss (only its gradient is meaningful), the new mean_sigma, the target of Q (1, B).
     """
-    q, sigma = critics(batch.obs, batch.action)  # (2, B)
     with torch.no_grad():
-        next_q, next_sigma = target_critics(batch.next_obs, next_action)  # (2, B)
-        smaller = next_q.argmin(0, keepdim=True)  # DSAC-T, refinement 2: the twin with the smaller mean
-        next_q, next_sigma = next_q.gather(0, smaller), next_sigma.gather(0, smaller)  # (1, B)
-        discount = gamma * (1 - batch.terminated)
-        # DSAC-T, refinement 1: the expected target moves Q, the sampled one only sigma.
-        y_q = batch.reward + discount * next_q
-        y_z = batch.reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))
-        # DSAC-T, refinement 3: clipping and scaling follow each twin's mean sigma, this batch included.
-        spread = torch.where(spread > 0, spread.lerp(sigma.mean(1), tau), sigma.mean(1))
-        bound = 3 * spread.unsqueeze(1)
-        y_z = y_z.clamp(q - bound, q + bound)  # (2, B)
+        # Twin value distributions: the target is the twin with the smaller mean.
+        k = next_q.argmin(0, keepdim=True)
+        next_q = next_q.gather(0, k)  # (1, B)
+        next_sigma = next_sigma.gather(0, k)
+        # Expected value substitution: Q follows the expected target, only sigma follows a sampled one.
+        y_q = reward + discount * next_q
+        y_z = reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))
+        # Variance-based adjustment: clipping and gradient scale follow each twin's mean sigma.
+        mean_sigma = torch.where(mean_sigma > 0, mean_sigma.lerp(sigma.mean(1), tau), sigma.mean(1))
+        bound = 3 * mean_sigma.unsqueeze(1)
+        y_z = y_z.clamp(q - bound, q + bound)  # (n, B)
         eps = 0.1
-        weight = spread.square().unsqueeze(1) + eps
-        q_gradient = -weight * (y_q - q) / (sigma**2 + eps)
-        sigma_gradient = -weight * ((y_z - q) ** 2 - sigma**2) / (sigma**3 + eps)
-    loss = (q_gradient * q + sigma_gradient * sigma).mean(1).sum()
-    log = {"losses/pev": loss.detach(), "critic/q": q.detach(), "critic/sigma": sigma.detach(), "critic/target": y_q}
-    return loss, spread, log
+        scale = mean_sigma.square().unsqueeze(1) + eps
+        q_gradient = -scale * (y_q - q) / (sigma**2 + eps)
+        sigma_gradient = -scale * ((y_z - q) ** 2 - sigma**2) / (sigma**3 + eps)
+    return (q_gradient * q + sigma_gradient * sigma).mean(1).sum(), mean_sigma, y_q
 
 
-def pis(entropy_critic, target_entropy_critic, batch, next_action, next_log_prob, gamma):
-    """PIS, policy introspection (Eq. 12-13): Qe towards the discounted entropy from the next state on.
-
-    next_action (B, A), next_log_prob (B,): the sample that PEV uses too. Returns the loss and tensors to log.
-    """
-    qe = entropy_critic(batch.obs, batch.action)
-    with torch.no_grad():
-        next_qe = target_entropy_critic(batch.next_obs, next_action)
-        # [ours] H(pi|s') by one sample, -log pi: unbiased, free, and the quantity that PIM and TUP see.
-        y_e = gamma * (1 - batch.terminated) * (-next_log_prob + next_qe)
-    loss = F.mse_loss(qe, y_e)
-    return loss, {"losses/pis": loss.detach(), "entropy/qe": qe.detach()}
+def pis(qe: Tensor, next_qe: Tensor, next_log_prob: Tensor, discount: Tensor) -> Tensor:
+    """PIS, policy introspection: loss of the entropy critic (TECRL Eq. 12-13); all arguments (B,)."""
+    y_e = discount * (-next_log_prob + next_qe)  # [ours] one sample of the entropy, as in PIM and TUP
+    return F.mse_loss(qe, y_e.detach())
 
 
-def pim(policy, critics, entropy_critic, obs, noise, alpha, res=True):
-    """PIM, policy improvement (Eq. 14): maximise min Q + alpha * (-log pi + Qe); critics and alpha are constants.
-
-    obs (B, S), noise (B, A) standard normal, alpha ().
-    Returns the loss (Qe in it if res) and, without gradient, -log pi (B,) and the trajectory entropy -log pi + Qe (B,).
-    """
-    action, log_prob = policy(obs, noise)
-    q, _ = frozen(critics)(obs, action)
-    entropy = -log_prob
-    trajectory_entropy = entropy + frozen(entropy_critic)(obs, action)
-    loss = -(torch.minimum(q[0], q[1]) + alpha.detach() * (trajectory_entropy if res else entropy)).mean()
-    return loss, entropy.detach(), trajectory_entropy.detach()
+def pim(q: Tensor, entropy: Tensor, alpha: Tensor) -> Tensor:
+    """PIM, policy improvement: loss of the policy (TECRL Eq. 14); q (n, B), entropy (B,), alpha ()."""
+    return -(q.amin(0) + alpha.detach() * entropy).mean()
 
 
-def tup(log_alpha, entropy, budget):
-    """TUP, temperature update (Eq. 15), to be minimised: alpha falls while there is more entropy than the budget.
-
-    log_alpha (), entropy (B,) as found by PIM, budget () in nats. Returns the loss.
-    """
+def tup(log_alpha: Tensor, entropy: Tensor, budget: Tensor) -> Tensor:
+    """TUP, temperature update: loss of log_alpha (TECRL Eq. 15); alpha falls while entropy (B,) > budget."""
     return log_alpha.exp() * (entropy.detach().mean() - budget)
 
 
-def descend(optimizer: torch.optim.Optimizer, weights: list[Tensor], gradients: tuple[Tensor, ...]):
-    """One step of the optimizer of these weights along these gradients."""
-    for weight, gradient in zip(weights, gradients, strict=True):
-        weight.grad = gradient
-    optimizer.step()
-
-
 class Agent(nn.Module):
-    """Everything that learns, and the order in which it learns."""
+    """Networks, temperature and optimizer, and the order in which they are updated."""
 
     def __init__(self, args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray):
         super().__init__()
-        self.args, action_dim = args, len(low)
+        self.args = args
+        action_dim = len(low)
         self.policy = Policy(obs_dim, low, high, args.hidden_width)
         self.critics = TwinCritics(obs_dim, action_dim, args.hidden_width)
         self.entropy_critic = EntropyCritic(obs_dim, action_dim, args.hidden_width)
-        self.target_policy = copy.deepcopy(self.policy).requires_grad_(False)
-        self.target_critics = copy.deepcopy(self.critics).requires_grad_(False)
-        self.target_entropy_critic = copy.deepcopy(self.entropy_critic).requires_grad_(False)
-        weights = dict(self.named_parameters())
-        self.targets = [weight for name, weight in weights.items() if name.startswith("target_")]
-        self.online = [weights[name.removeprefix("target_")] for name in weights if name.startswith("target_")]
-        self.critic_weights = [weight for name, weight in weights.items() if "critic" in name and weight.requires_grad]
-        # Capturable: on a GPU the steps of both optimisers become part of a CUDA graph.
-        self.critic_optimizer = torch.optim.Adam(self.critic_weights, args.critic_lr, fused=True, capturable=True)
-        self.register_buffer("spread", torch.zeros(2))
-        self.log_alpha = nn.Parameter(torch.tensor(1.0))
-        budget = args.rho * -action_dim / (1 - args.gamma if args.tec else 1)  # rho * H0, discounted over all steps
-        self.register_buffer("budget", torch.tensor(budget), persistent=False)
+        online = nn.ModuleList((self.policy, self.critics, self.entropy_critic))
+        targets = copy.deepcopy(online).requires_grad_(False)
+        self.target_policy, self.target_critics, self.target_entropy_critic = targets
+        self.online_weights = [*online.parameters()]
+        self.target_weights = [*targets.parameters()]
+        self.critic_weights = [*self.critics.parameters(), *self.entropy_critic.parameters()]
+        self.register_buffer("mean_sigma", torch.zeros(self.critics.n))
+        self.register_buffer("shift", torch.tensor(0.0))  # of Qe, see critic_gradients
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
         self.policy_weights = [*self.policy.parameters(), self.log_alpha]
-        self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), args.policy_lr, fused=True, capturable=True)
-        self.policy_optimizer.add_param_group({"params": [self.log_alpha], "lr": args.alpha_lr})
+        critics = {"params": self.critic_weights, "lr": args.critic_lr}
+        policy = {"params": self.policy.parameters(), "lr": args.policy_lr}
+        alpha = {"params": self.log_alpha, "lr": args.alpha_lr}
+        self.optimizer = torch.optim.Adam([critics, policy, alpha], fused=True)
+        step_budget = args.rho * -action_dim
+        highest = np.log(high - low).sum()  # entropy of the uniform policy
+        if step_budget >= highest:
+            raise ValueError(f"no policy has the entropy of {step_budget:g} nats per step; the highest is "
+                             f"{highest:g}: raise --rho or use gymnasium.wrappers.RescaleAction")  # fmt: skip
+        budget = step_budget / (1 - args.gamma) if args.tec else step_budget
+        self.register_buffer("budget", torch.tensor(budget), persistent=False)
 
-    def critic_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Policy evaluation: gradients of `critic_weights`, tensors to log."""
-        gamma, tau, alpha = self.args.gamma, self.args.tau, self.log_alpha.detach().exp()
-        with torch.no_grad():
-            next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
-        if not self.args.res:  # ablation: the next entropy becomes part of the reward, and Qe learns for the log only
-            batch = batch._replace(reward=batch.reward - gamma * (1 - batch.terminated) * alpha * next_log_prob)
-        noise = torch.randn_like(batch.reward)
-        pev_loss, spread, log = pev(
-            self.critics, self.target_critics, batch, next_action, noise, self.spread, gamma, tau
-        )
-        pis_loss, pis_log = pis(
-            self.entropy_critic, self.target_entropy_critic, batch, next_action, next_log_prob, gamma
-        )
-        self.spread.copy_(spread)
-        return torch.autograd.grad(pev_loss + pis_loss, self.critic_weights), log | pis_log
-
-    def policy_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """Policy improvement: gradients of `policy_weights`, tensors to log."""
-        alpha = self.log_alpha.detach().exp()
-        noise = torch.randn_like(batch.action)
-        pim_loss, entropy, trajectory_entropy = pim(
-            self.policy, self.critics, self.entropy_critic, batch.obs, noise, alpha, self.args.res
-        )
-        tup_loss = tup(self.log_alpha, trajectory_entropy if self.args.tec else entropy, self.budget)
-        log = {"losses/pim": pim_loss.detach(), "losses/tup": tup_loss.detach(), "losses/alpha": alpha}
-        log |= {"entropy/policy": entropy, "entropy/trajectory": trajectory_entropy, "entropy/budget": self.budget}
-        return torch.autograd.grad(pim_loss + tup_loss, self.policy_weights), log
-
-    def update(self, batch: Batch, delayed: bool) -> dict[str, Tensor]:
-        """One update; a delayed one moves not only the critics but everything else too. Returns tensors to log."""
-        gradients, log = self.critic_gradients(batch)
-        descend(self.critic_optimizer, self.critic_weights, gradients)
-        if not delayed:
+    def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
+        """Updates the critics and, if told to, policy, alpha and targets. Returns tensors to log."""
+        gradients, means, log = self.critic_gradients(batch)  # PEV, PIS
+        self.descend(self.critic_weights, gradients)
+        torch._foreach_copy_((self.mean_sigma, self.shift), means)
+        if not update_policy:
             return log
 
-        gradients, policy_log = self.policy_gradients(batch)
-        descend(self.policy_optimizer, self.policy_weights, gradients)
+        gradients, policy_log = self.policy_gradients(batch)  # PIM, TUP
+        self.descend(self.policy_weights, gradients)
         with torch.no_grad():
-            # [ours] Far from its budget log(alpha) drifts for a whole run: exp would leave float32, and below -15 small
-            # gradients sink under Adam's epsilon, which makes the way back longer than the way out.
+            # [ours] While the budget is unattainable, log(alpha) drifts: exp would overflow float32, and
+            # below -15 the gradients are smaller than Adam's epsilon, so that alpha would hardly recover.
             self.log_alpha.clamp_(-15, 15)
-            torch._foreach_lerp_(self.targets, self.online, self.args.tau)
+            torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
         return log | policy_log
 
+    def critic_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], tuple, dict[str, Tensor]]:
+        """PEV and PIS, without side effects: gradients of `critic_weights`, running means, tensors to log."""
+        discount = self.args.gamma * (1 - batch.terminated)
+        with torch.no_grad():
+            next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
+            next_q, next_sigma = self.target_critics(batch.next_obs, next_action)
+            shift = self.shift
+            if self.args.center_entropy:  # [ours] Qe follows changes of the mean entropy at once
+                new = self.args.gamma / (1 - self.args.gamma) * -next_log_prob.mean()
+                shift = torch.where(shift == 0, new, shift.lerp(new, self.args.tau))
+            next_qe = self.target_entropy_critic(batch.next_obs, next_action) + shift
+            if not self.args.res:  # ablation: the entropy of the next step is part of the reward
+                batch = batch._replace(reward=batch.reward - discount * self.log_alpha.exp() * next_log_prob)
 
-# ======================================================================================================================
-# The harness: data and training, the same text in dsac_e.py, dsac_t.py, sac.py and td3.py.
-# Of the algorithm it knows Args (in which any *_noise may be zero), Batch, Policy.act and Agent.update.
+        q, sigma = self.critics(batch.obs, batch.action)
+        qe = self.entropy_critic(batch.obs, batch.action) + shift
+        noise = torch.randn_like(batch.reward)
+        pev_loss, mean_sigma, target = pev(
+            q, sigma, next_q, next_sigma, batch.reward, discount, noise, self.mean_sigma, tau=self.args.tau
+        )
+        pis_loss = pis(qe, next_qe, next_log_prob, discount)
+        log = {"losses/pev": pev_loss, "losses/pis": pis_loss, "entropy/qe": qe}
+        log |= {"critic/q": q, "critic/sigma": sigma, "critic/target": target}
+        log = {tag: value.detach() for tag, value in log.items()}
+        return torch.autograd.grad(pev_loss + pis_loss, self.critic_weights), (mean_sigma, shift), log
 
-COMPILE_AFTER = 5_000  # updates that run as they are, while a helper compiles what the later ones use
-LOG_INTERVAL = 500  # updates between two readings of all tensors to log
-FILE_LENGTH = 100_000  # transitions in one file of a checkpoint
-EVAL_LIMIT = 10_000  # length of an evaluation episode where the task itself sets no limit
+    def policy_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """PIM and TUP, without side effects: gradients of `policy_weights`, tensors to log."""
+        alpha = self.log_alpha.detach().exp()
+        action, log_prob = self.policy(batch.obs, torch.randn_like(batch.action))  # reparameterized
+        q, _ = self.critics(batch.obs, action)
+        entropy = -log_prob
+        trajectory_entropy = entropy + self.entropy_critic(batch.obs, action) + self.shift
 
+        pim_loss = pim(q, trajectory_entropy if self.args.res else entropy, alpha)
+        tup_loss = tup(self.log_alpha, trajectory_entropy if self.args.tec else entropy, self.budget)
+        log = {"losses/pim": pim_loss, "losses/tup": tup_loss, "losses/alpha": alpha}
+        log |= {"entropy/policy": entropy, "entropy/trajectory": trajectory_entropy}
+        log = {tag: value.detach() for tag, value in log.items()} | {"entropy/budget": self.budget}
+        return torch.autograd.grad(pim_loss + tup_loss, self.policy_weights), log
 
-def fail(message: str) -> NoReturn:
-    """Ends the program with exit code 2 and one line: what is wrong, and what to type instead."""
-    print(f"{ALGORITHM}: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def check(args: Args):
-    """Refuses arguments that cannot work."""
-    for name, value in vars(args).items():
-        lowest = 0 if name in ("seed", "gamma", "learning_starts") or "noise" in name else sys.float_info.min
-        if type(value) in (int, float) and not lowest <= value < math.inf:
-            fail(f"--{name.replace('_', '-')} must be {'positive' if lowest else 'zero or more'}, not {value}")
-    for wrong, message in (
-        (args.gamma >= 1, f"--gamma must be below 1, not {args.gamma}"),
-        (args.seed >= 2**63, "--seed must be below 2**63"),
-        (args.tau > 1, f"--tau must be at most 1, not {args.tau}"),
-        (args.batch_size > args.buffer_size, f"--batch-size must be at most --buffer-size ({args.buffer_size})"),
-        (args.num_envs > args.buffer_size, f"--num-envs must be at most --buffer-size ({args.buffer_size})"),
-        (args.learning_starts >= args.total_timesteps, "--learning-starts must be below --total-timesteps"),
-        (args.capture_video and not args.evaluate, "--capture-video needs --evaluate RUN_DIR"),
-        (args.device == "cuda" and not torch.cuda.is_available(), "no CUDA device is visible: use --device cpu"),
-    ):
-        if wrong:
-            fail(message)
-
-
-def explain(env_id: str, error: Exception) -> str:
-    """Why gymnasium could not make env_id, and what to type instead."""
-    if isinstance(error, gym.error.UnregisteredEnv | gym.error.DeprecatedEnv):
-        why = "is not registered"
-    elif isinstance(error, ImportError) and "mujoco" in str(error):
-        why = "needs mujoco < 3" if env_id == "Pusher-v4" else "needs mujoco-py, as the papers' v3 tasks did"
-    else:
-        return f"{env_id} cannot be made: {type(error).__name__}: {' '.join(str(error).split())}"
-    # The mujoco-py tasks are registered still, each as a function that raises.
-    ids = [known for known, spec in gym.registry.items() if isinstance(spec.entry_point, str) and known != "Pusher-v4"]
-    same_name = [known for known in ids if known.rpartition("-v")[0] == env_id.rpartition("-v")[0]]
-    return f"{env_id} {why}; try --env-id {' or '.join(same_name or difflib.get_close_matches(env_id, ids, cutoff=0))}"
+    def descend(self, weights: list[Tensor], gradients: tuple[Tensor, ...]):
+        """One optimizer step for these weights; Adam skips the others, which have no gradient."""
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
 
-def film(env_id: str, prefix: Path) -> gym.Env:
-    """The task, its first episode going to the file <prefix>-episode-0.mp4."""
-    if sys.platform == "linux":
-        os.environ.setdefault("MUJOCO_GL", "egl")  # mujoco's own choice needs a screen
+# ============================================================================================================
+# The harness: environments, replay, checkpoints, training. Identical in dsac_e.py, dsac_t.py, sac.py, td3.py.
+
+import os
+import random
+import shlex
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import filelock
+import gymnasium as gym
+import mujoco
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+LOG_INTERVAL = 50  # policy updates between log entries
+EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
+COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
+MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "device", "compile",
+              "run_dir"}  # fmt: skip
+CODE = zlib.crc32(Path(__file__).read_bytes())
+
+
+class CheckedEnv(gym.Wrapper):
+    """Copies arrays, which an environment may reuse, drops infos, and exits on invalid values."""
+
+    def reset(self, **kwargs):
+        return self.checked(self.env.reset(**kwargs)[0], 0.0), {}
+
+    def step(self, action):
+        if not np.isfinite(action).all():
+            sys.exit("training has diverged: the policy returned a non-finite action")
+        action = action.clip(self.action_space.low, self.action_space.high)  # rounding may exceed the bounds
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        return self.checked(obs, reward), float(reward), terminated, truncated, {}
+
+    def checked(self, obs, reward) -> np.ndarray:
+        obs = np.array(obs, dtype=self.observation_space.dtype)
+        valid = obs.shape == self.observation_space.shape and np.shape(reward) == ()
+        if not (valid and np.isfinite(np.float32(obs)).all() and np.isfinite(np.float32(reward))):
+            sys.exit(f"{self.spec.id} returned an invalid observation or reward: {obs}, {reward}")
+        return obs
+
+
+def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: Path | None = None):
+    """num_envs copies of an environment, stepped in turn, and their spaces; exits if `saved` has others."""
+    gym.logger.min_level = gym.logger.ERROR  # no deprecation warning for each v4 environment
+    mujoco.set_mju_user_warning(lambda text: "settotalmass" in text or print(text, file=sys.stderr))
+    os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # egl needs no display
+    kwargs = {"disable_env_checker": True} | ({"render_mode": "rgb_array"} if video_dir else {})
+    record = [lambda env: gym.wrappers.RecordVideo(env, video_dir, lambda n: n == 0)] if video_dir else []
     try:
-        import imageio_ffmpeg  # both here, because nothing else needs them
-        import moviepy  # noqa: F401
-
-        imageio_ffmpeg.get_ffmpeg_version()
-    except Exception as error:
-        fail(f"--capture-video has no encoder ({error}): pip install moviepy imageio-ffmpeg, unset IMAGEIO_FFMPEG_EXE")
-    env = gym.make(env_id, disable_env_checker=True, render_mode="rgb_array")
-    try:
-        env.reset()
-        env.render()
-    except Exception as error:  # whatever a GL library raises that is missing or has no device
-        sys.unraisablehook = lambda _: None  # else gymnasium's half-made viewer complains when it is collected
-        text = " ".join(str(error).split())
-        fail(f"--capture-video cannot draw {env_id} ({text}): apt-get install libegl1 libgl1-mesa-dri, unset MUJOCO_GL")
-    print("filming the first episode; without a GPU to draw it, that takes a minute or two", flush=True)
-    return gym.wrappers.RecordVideo(env, str(prefix.parent), lambda episode: episode == 0, name_prefix=prefix.name)
-
-
-def make_envs(env_id: str, num_envs: int, video: Path | None = None) -> gym.vector.VectorEnv:
-    """num_envs copies of the task, stepped in turn; the last observation of an episode is in infos["final_obs"].
-
-    With `video`, the first copy films its first episode. In turn because worker processes were slower on two cores, in
-    ms per step of 20 copies: HalfCheetah 5.0 against 1.5, Hopper 6.5 against 3.7, Humanoid 9.0 against 7.5.
-    """
-    gym.logger.min_level = gym.logger.ERROR  # else one deprecation notice for each copy of a v4 task
-    mujoco.set_mju_user_warning(lambda text: None if "settotalmass" in text else print(text, file=sys.stderr))
-    try:
-        makers = [lambda: gym.make(env_id, disable_env_checker=True)] * num_envs
-        if video:
-            makers[0] = lambda: film(env_id, video)
-        envs = gym.vector.SyncVectorEnv(makers, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
-    except Exception as error:  # a task may raise anything
-        fail(explain(env_id, error))
+        autoreset = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
+        envs = gym.make_vec(env_id, num_envs, "sync", autoreset, [*record, CheckedEnv], **kwargs)
+    except (ImportError, gym.error.Error) as error:
+        sys.exit(f"cannot make {env_id}: {error}")
     obs, action = envs.single_observation_space, envs.single_action_space
-    if not all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in (obs, action)):
-        fail(f"{env_id} observes {obs} and acts in {action}: choose a task where both are continuous, a flat Box")
-    span = action.high.astype(np.float64) - action.low
-    if not np.all((span > 0) & (span < np.finfo(np.float32).max)):
-        fail(f"{env_id} acts in {action}: choose a task whose actions are bounded, or wrap it in RescaleAction")
-    return envs
+    spaces = f"{obs} observations and {action} actions"
+    flat = all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in (obs, action))
+    if not (flat and action.dtype.kind == "f" and action.is_bounded() and (action.low < action.high).all()):
+        sys.exit(f"{env_id} has {spaces}; both must be flat boxes, actions real and bounded "
+                 "(see gymnasium.wrappers.FlattenObservation, RescaleAction)")  # fmt: skip
+    if saved and saved["spaces"] != spaces:
+        sys.exit(f"{env_id} has changed: it has {spaces}, the run had {saved['spaces']}")
+    return gym.wrappers.vector.RecordEpisodeStatistics(envs), spaces
 
 
-class Fault(Exception):
-    """Why a run cannot go on, in words for its user."""
+def seed_all(*key: int) -> int:
+    """Derives a seed from integers and seeds the global generators, also those that environments may use."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+    return seed
 
 
-def act(policy: Policy, obs: np.ndarray, space: gym.spaces.Box, deterministic: bool = False) -> np.ndarray:
-    """obs (n, S) -> action (n, A), of the dtype and inside the box of `space`."""
-    action = policy.act(torch.as_tensor(obs, dtype=torch.float32, device=policy.center.device), deterministic)
-    action = action.cpu().numpy()
-    if not np.isfinite(action).all():
-        raise Fault("the action of the policy is not finite")
-    if np.issubdtype(space.dtype, np.integer):
-        action = action.round()
-    return action.astype(space.dtype).clip(space.low, space.high)  # float32 may exceed the box by a rounding error
-
-
-def step_envs(envs: gym.vector.VectorEnv, action: np.ndarray):
-    """envs.step(action); Fault if the task raises, or returns what must never reach a replay buffer."""
-    try:
-        obs, reward, terminated, truncated, infos = envs.step(action)
-    except Exception as error:  # a task may raise anything
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise Fault(f"the task raised {error!r} ({where.filename}, line {where.lineno})") from error
-    final_obs = obs
-    if "final_obs" in infos:  # there, obs is already the first of the next episode
-        done = terminated | truncated
-        final_obs = obs.copy()
-        final_obs[done] = np.stack(infos["final_obs"][done])
-    for name, values in (("a reward", reward), ("an observation", obs), ("an observation", final_obs)):
-        if not (np.abs(values) <= np.finfo(np.float32).max).all():  # replay is float32; NaN fails this as well
-            raise Fault(f"the task returned {name} that is not finite")
-    return obs, final_obs, reward, terminated, truncated
-
-
-def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: np.random.SeedSequence) -> tuple[np.ndarray, np.ndarray]:
-    """One episode of the deterministic policy in each environment: returns and lengths, (num_envs,) each."""
-    obs, _ = envs.reset(seed=seed.generate_state(envs.num_envs).tolist())
-    returns, lengths = np.zeros(envs.num_envs), np.zeros(envs.num_envs, int)
-    running, limit = np.ones(envs.num_envs, bool), envs.envs[0].spec.max_episode_steps or EVAL_LIMIT
-    while running.any() and lengths.max() < limit:
-        action = act(policy, obs, envs.single_action_space, deterministic=True)
-        obs, _, reward, terminated, truncated = step_envs(envs, action)
-        returns[running] += reward[running]
-        lengths[running] += 1
+def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[int]):
+    """Returns and lengths (n,) of one deterministic episode per environment; partial if `stop` fills."""
+    obs, _ = envs.reset(seed=seed)
+    returns, lengths = np.zeros((2, envs.num_envs))
+    running = np.ones(envs.num_envs, bool)
+    while running.any() and lengths.max() < EVAL_LIMIT and not stop:
+        obs, reward, terminated, truncated, _ = envs.step(policy.act(obs, deterministic=True))
+        returns += np.where(running, reward, 0)
+        lengths += running
         running &= ~(terminated | truncated)
+    if running.any() and not stop:
+        print(f"note: this evaluation was cut off after {EVAL_LIMIT} steps")
     return returns, lengths
 
 
 class ReplayBuffer:
-    """Ring of the last `capacity` transitions, one packed row each, so that a batch is a single gather."""
+    """Ring buffer of transitions, one row each, so that a batch is a single gather."""
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str | torch.device):
         self.widths = (obs_dim, action_dim, obs_dim, 1, 1)
         self.rows = torch.empty(capacity, sum(self.widths), device=device)
-        self.added, self.filled = 0, torch.tensor(0, device=device)
-        self.files = []  # (first, last + 1) of the transitions in each file that save() wrote and the ring still needs
+        self.added = 0
 
     def add(self, obs, action, next_obs, reward, terminated):
-        """n transitions, as arrays of n rows; once the ring is full they replace the n oldest."""
-        columns = (obs, action, next_obs, reward[:, None], terminated[:, None])
-        self.store(self.added, torch.from_numpy(np.concatenate(columns, axis=1, dtype=np.float32, casting="unsafe")))
-
-    def store(self, start: int, rows: Tensor):
-        self.added = start + len(rows)
-        self.rows[self.slots(start, self.added)] = rows.to(self.rows.device)
-        self.filled.fill_(min(self.added, len(self.rows)))
-
-    def slots(self, start: int, end: int) -> Tensor:
-        return torch.arange(start, end, device=self.rows.device) % len(self.rows)
+        """Arrays of n transitions; a full buffer overwrites its n oldest."""
+        rows = np.column_stack((obs, action, next_obs, reward, terminated)).astype(np.float32)
+        slots = torch.arange(self.added, self.added + len(rows)) % len(self.rows)
+        self.rows[slots] = torch.from_numpy(rows).to(self.rows.device)
+        self.added += len(rows)
 
     def sample(self, batch_size: int) -> Batch:
         """batch_size transitions, uniformly and with replacement."""
-        # Not randint(filled): a CUDA graph would go on with the number that it was captured with.
-        slots = torch.randint(2**62, (batch_size,), device=self.rows.device) % self.filled
+        slots = torch.randint(min(self.added, len(self.rows)), (batch_size,), device=self.rows.device)
         obs, action, next_obs, reward, terminated = self.rows.index_select(0, slots).split(self.widths, dim=1)
         return Batch(obs, action, reward.squeeze(1), next_obs, terminated.squeeze(1))
 
-    def save(self, run_dir: Path):
-        """Writes the transitions that came since the last save, so that its duration does not grow with the buffer."""
-        oldest = max(0, self.added - len(self.rows))
-        first = max(oldest, self.files[-1][1] if self.files else 0)
-        self.files = [file for file in self.files if file[1] > oldest]
-        for start in range(first, self.added, FILE_LENGTH):
-            end = min(start + FILE_LENGTH, self.added)
-            write(run_dir / f"replay-{start}-{end}.pt", self.rows[self.slots(start, end)])
-            self.files.append((start, end))
 
-    def load(self, run_dir: Path, files: list[tuple[int, int]]):
-        """Reads back what save() wrote."""
-        for start, end in files:
-            path = run_dir / f"replay-{start}-{end}.pt"
-            self.store(start, torch.load(path, map_location="cpu", weights_only=True))
-        self.files = files
-
-
-def compile_update(agent: Agent):
-    """Compiles the two methods of agent that an update spends its time in."""
-    torch._dynamo.config.trace_autograd_ops = True  # else torch.autograd.grad would end the graph
-    options = {"compile_threads": 1}  # no pool of worker processes
-    agent.critic_gradients = torch.compile(agent.critic_gradients, fullgraph=True, options=options)
-    agent.policy_gradients = torch.compile(agent.policy_gradients, fullgraph=True, options=options)
-
-
-def compile_ahead(args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray, device: torch.device):
-    """Compiles an update like the run's, which leaves it in torch's cache on disk, where the run will find it.
-
-    For a process of its own: tracing in a thread would take turns with the run, and rewind its random generator.
-    """
-
-    def watch():  # however the run ends, the helper ends with it
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    os.nice(5)
-    tqdm.set_lock(threading.RLock())  # torch uses tqdm, whose own lock would be reported as leaked by a run that ends
+def compile_update(agent: Agent, batch: Batch):
+    """Compiles the gradient methods, which dominate the cost of an update. Falls back to eager mode."""
+    print("compiling the update: up to a minute the first time (--no-compile skips this)")
     try:
-        agent, buffer = Agent(args, obs_dim, low, high).to(device), ReplayBuffer(1, obs_dim, len(low), device)
-        buffer.store(0, torch.zeros_like(buffer.rows))
-        compile_update(agent)
-        agent.update(buffer.sample(args.batch_size), delayed=True)
-    except Exception as error:  # the compiler may raise anything
-        sys.exit(f"{ALGORITHM}: updates stay uncompiled: {str(error).splitlines()[0]} (--no-compile: do not try)")
+        torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes part of the graph
+        for name in ("critic_gradients", "policy_gradients"):
+            compiled = torch.compile(getattr(agent, name), fullgraph=True, options={"compile_threads": 1})
+            compiled(batch)
+            setattr(agent, name, compiled)
+    except Exception as error:  # many types, e.g. without a C++ compiler
+        print("torch.compile failed, continuing in eager mode:", str(error).partition("\n")[0])
 
 
-def record(agent: Agent, buffer: ReplayBuffer):
-    """The two kinds of update as CUDA graphs, drawing the batch included: each is a single launch from then on.
-
-    Numbers such as learning rates are part of a graph; tensors are not, but must stay where they are.
-    """
-    graphs, logs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()], []
-    for delayed in (False, True):
-        with torch.cuda.graph(graphs[delayed]):
-            logs.append(agent.update(buffer.sample(agent.args.batch_size), delayed))
-
-    def update(delayed: bool) -> dict[str, Tensor]:
-        graphs[delayed].replay()
-        return logs[delayed]
-
-    return update
-
-
-def to_numbers(log: dict[str, Tensor]) -> dict[str, float]:
-    """The logged tensors as numbers, in one transfer: a scalar as it is, a batch as its mean and standard deviation."""
-    scalars = {}
-    for tag, value in log.items():
-        if value.dim():
-            scalars |= {f"{tag}_mean": value.mean(), f"{tag}_std": value.std(correction=0)}
-        else:
-            scalars[tag] = value
-    return dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
-
-
-def write(path: Path, content):
-    """Writes aside, then renames: a kill at any moment leaves the previous file whole. Fault if that fails."""
-    aside = path.with_suffix(".tmp")
-    try:
-        with open(aside, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch wraps some of the former in the latter
-        aside.unlink(missing_ok=True)
-        raise Fault(f"cannot write {path} ({error})") from error
-
-
-def plain(args: Args) -> dict:
-    """The arguments as a dictionary that a file may hold and torch.load will read without running code."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-
-
-def save_policy(run_dir: Path, agent: Agent):
-    """Writes what --evaluate needs."""
-    if not all(value.isfinite().all() for value in agent.state_dict().values()):
-        raise Fault("a weight is not finite")
-    content = {"algorithm": ALGORITHM, "args": plain(agent.args), "policy": agent.policy.state_dict()}
-    write(run_dir / "policy.pt", content)
-
-
-def save_checkpoint(run_dir: Path, agent: Agent, buffer: ReplayBuffer, **counters):
-    """Writes what --resume needs: replay first, in files that nothing refers to until the rest is written."""
-    buffer.save(run_dir)
-    cuda = torch.cuda.get_rng_state() if buffer.rows.is_cuda else None
-    optimizers = [agent.critic_optimizer.state_dict(), agent.policy_optimizer.state_dict()]
-    content = {"algorithm": ALGORITHM, "args": plain(agent.args), "agent": agent.state_dict(), "optimizers": optimizers}
-    content |= {"files": buffer.files, "rng": torch.get_rng_state(), "cuda_rng": cuda, "counters": counters}
-    write(run_dir / "checkpoint.pt", content)
-    needed = {f"replay-{start}-{end}.pt" for start, end in buffer.files}
-    for path in run_dir.glob("replay-*"):
-        if path.name not in needed:
-            path.unlink()
-
-
-def load_checkpoint(run_dir: Path, saved: dict, agent: Agent, buffer: ReplayBuffer) -> dict[str, int]:
-    """Puts everything back as save_checkpoint() found it, and returns the counters."""
-    agent.load_state_dict(saved["agent"])
-    for optimizer, state in zip((agent.critic_optimizer, agent.policy_optimizer), saved["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
-    buffer.load(run_dir, saved["files"])
-    torch.set_rng_state(saved["rng"])
-    if buffer.rows.is_cuda and saved["cuda_rng"] is not None:
-        torch.cuda.set_rng_state(saved["cuda_rng"])
-    return saved["counters"]
-
-
-def read(path: Path, option: str) -> dict:
-    """What save_policy() or save_checkpoint() wrote, for the option that needs it; nothing in it can run code."""
+def read(path: Path) -> dict | None:
+    """The content of a file that save() wrote, None if it does not exist. Loading cannot execute code."""
+    if not path.exists():
+        return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["algorithm"] != ALGORITHM:
-            fail(f"{path.parent} is a run of {saved['algorithm']}: use {saved['algorithm']}.py {option} {path.parent}")
+        assert saved["algorithm"] == ALGORITHM, f"it was saved by {saved['algorithm']}.py"
         return saved | {"args": Args(**saved["args"])}
-    except Exception as error:  # whatever torch.load makes of a file that is missing, damaged or something else
-        fail(f"{option} cannot use {path} ({type(error).__name__}): name the directory of a run")
+    except Exception as error:  # torch.load raises many types for damaged and foreign files
+        sys.exit(f"{path} is damaged or not a file of this script: {error}".partition("\n")[0])
 
 
-def new_run_dir(args: Args) -> Path:
-    """Makes the directory of a new run; two runs that start in the same second get two."""
-    task = re.sub(r"[^\w.-]+", "-", args.env_id)
-    run_dir = args.run_dir or Path(f"runs/{task}__{ALGORITHM}__{args.seed}__{time.strftime('%Y%m%d-%H%M%S')}")
-    try:
+def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = None):
+    """Saves policy.pt and, given the buffer, checkpoint.pt. An interrupted save keeps the previous files."""
+    state = {"agent": agent.state_dict(), "optimizer": agent.optimizer.state_dict()}
+    moments = [tensor for moment in state["optimizer"]["state"].values() for tensor in moment.values()]
+    if not all(tensor.isfinite().all() for tensor in [*state["agent"].values(), *moments]):
+        sys.exit(f"training diverged at step {run['step']}: a weight is not finite; the last save is kept")
+    files = {"policy.pt": run | {"policy": agent.policy.state_dict()}}
+    if buffer:
+        replay = torch.from_numpy(buffer.rows[: buffer.added].cpu().numpy())  # without unused rows
+        files["checkpoint.pt"] = run | state | {"replay": replay}
+    for name, content in files.items():
+        temporary = run_dir / "save.tmp"
         try:
-            run_dir.mkdir(parents=True, exist_ok=args.run_dir is not None)
-        except FileExistsError:
-            if args.run_dir:
-                raise
-            run_dir = run_dir.with_name(f"{run_dir.name}-{os.getpid()}")
-            run_dir.mkdir()
-        if any(run_dir.iterdir()):
-            fail(f"the run directory {run_dir} is not empty: name another with --run-dir, or go on with --resume")
-    except OSError as error:
-        fail(f"cannot write to the run directory {run_dir} ({error.strerror}): name another with --run-dir")
-    return run_dir
+            with open(temporary, "wb", buffering=0) as file:
+                torch.save(content, file)
+                os.fsync(file.fileno())
+            os.replace(temporary, run_dir / name)
+        except (OSError, RuntimeError) as error:  # torch raises its own while handling that of the disk
+            temporary.unlink(missing_ok=True)
+            sys.exit(f"cannot write {run_dir / name}: {error.__context__ or error}")
 
 
-def train(args: Args, saved: dict | None = None):
-    """The whole run, from its start or from a checkpoint: act, update, step, store; evaluate, save, log."""
-    device = torch.device("cuda" if args.device != "cpu" and torch.cuda.is_available() else "cpu")
-    envs, eval_envs = make_envs(args.env_id, args.num_envs), make_envs(args.env_id, args.eval_episodes)
-    space, obs_dim = envs.single_action_space, envs.single_observation_space.shape[0]
-    torch.manual_seed(args.seed)
-    agent = Agent(args, obs_dim, space.low, space.high).to(device)
+def train(args: Args, run_dir: Path, saved: dict | None):
+    """Trains from the start or from a checkpoint. The schedule depends on `step` alone."""
+    seed_all(args.seed, 1)
+    envs, spaces = make_envs(args.env_id, args.num_envs, saved)
+    eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
+    space = envs.single_action_space
+    obs_dim = envs.single_observation_space.shape[0]
+    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)
     try:
         buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
-    except RuntimeError:  # what torch raises when memory does not suffice
-        fail(f"--buffer-size {args.buffer_size} does not fit into the memory of {device}: choose a smaller one")
-    counters = {"step": 0, "updates": 0, "next_evaluation": 0}
-    env_seed = np.random.SeedSequence(args.seed)
+        agent = Agent(args, obs_dim, space.low, space.high).to(device)
+        lock.acquire()
+    except filelock.Timeout:
+        sys.exit(f"another process is training in {run_dir}")
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:  # device, memory, budget, directory
+        sys.exit(f"cannot train in {run_dir} on {device}: {error}")
+
+    saved = read(run_dir / "checkpoint.pt")
+    first = step = saved["step"] if saved else 0
     if saved:
-        run_dir = args.resume
-        try:
-            counters = load_checkpoint(run_dir, saved, agent, buffer)
-            if counters["step"] >= args.total_timesteps:
-                fail(f"{run_dir} has made its {counters['step']} steps: give a larger --total-timesteps to go on")
-        except Exception as error:  # whatever torch makes of a file that is missing or damaged
-            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            fail(f"the checkpoint in {run_dir} is damaged, or does not fit here ({reason}): start a new run")
-        env_seed = np.random.SeedSequence(args.seed, spawn_key=(counters["step"], 1))
-    else:
-        run_dir = new_run_dir(args)
-    step, updates, next_evaluation = counters.values()
-    checkpoint, first_update = step, updates
-    writer = SummaryWriter(str(run_dir), purge_step=step + 1 if saved else None, flush_secs=10)
-    if not saved:
-        rows = [f"|{name}|{value}|" for name, value in vars(args).items()]
-        writer.add_text("hyperparameters", "\n".join(["|argument|value|", "|-|-|", *rows]))
+        if saved["finished"] and step >= args.total_timesteps:
+            return print(f"{run_dir} is already finished at step {step}")
+        agent.load_state_dict(saved["agent"])
+        agent.optimizer.load_state_dict(saved["optimizer"])
+        replay = saved.pop("replay")
+        buffer.rows[: len(replay)] = replay.to(device)
+        buffer.added = step
+    run = {"algorithm": ALGORITHM, "code": CODE, "args": vars(args), "spaces": spaces}
+    run |= {"step": step, "finished": False}
+    save(run_dir, run, agent)
+    print(f"{envs.spec.id} on {device} from step {step}; tensorboard --logdir {shlex.quote(str(run_dir))}")
+    if agent.policy.half_range.min() < 0.1 or agent.policy.half_range.max() > 10:
+        print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction to [-1, 1]")
 
-    def update(delayed: bool) -> dict[str, Tensor]:
-        return agent.update(buffer.sample(args.batch_size), delayed)
+    stop = []  # SIGINT, SIGTERM and SIGHUP end the run after the current step, unless ignored, as by nohup
+    for signum in signal.Signals:
+        if signum.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda signum, frame: stop.append(signum))
 
-    caught, helper = {}, None
-    if args.compile and args.total_timesteps - max(step, args.learning_starts) > 2 * COMPILE_AFTER * args.num_envs:
-        arguments = args, obs_dim, space.low, space.high, device
-        helper = multiprocessing.get_context("spawn").Process(target=compile_ahead, args=arguments, daemon=True)
-
-    def catch(signum, frame):  # Ctrl-C or SIGTERM ends the run in order; the same two seconds later, at once
-        if time.monotonic() - caught.setdefault(signum, time.monotonic()) > 2:  # sooner, some wrapper has sent it twice
-            signal.signal(signum, signal.SIG_DFL)
-            signal.raise_signal(signum)
-
-    signal.signal(signal.SIGINT, catch)
-    signal.signal(signal.SIGTERM, catch)
-    gib, begin = buffer.rows.nbytes / 2**30, f"going on from step {step} in" if saved else "writing to"
-    print(f"{args.env_id} on {device}, up to {gib:.2g} GiB of replay, {begin} {run_dir}", flush=True)
-    bar = tqdm(
-        initial=step, total=args.total_timesteps, unit=" steps", unit_scale=True, dynamic_ncols=True, disable=None
-    )
-    log, shown = {}, {}
-    logged_step, logged_time = step, time.perf_counter()
-    obs, _ = envs.reset(seed=env_seed.generate_state(args.num_envs).tolist())
-    episode_return, episode_length = np.zeros(args.num_envs), np.zeros(args.num_envs, int)
+    # An iteration logs under the step at which it began, so that a resumed run overwrites what it repeats.
+    writer = SummaryWriter(str(run_dir), purge_step=step, flush_secs=10)
+    writer.add_text("args", "\n".join(f"    {name}: {value}" for name, value in vars(args).items()), step)
+    bar = tqdm(initial=step, total=args.total_timesteps, unit=" steps", unit_scale=True, disable=None)
+    compiling = args.compile and args.total_timesteps - step > COMPILE_FROM * args.num_envs
+    seconds = []  # durations of the iterations since the last log entry, without evaluations and saves
+    obs, _ = envs.reset(seed=seed_all(args.seed, 2, step))
     try:
-        while True:
+        while not stop:
             finished = step >= args.total_timesteps
-            evaluating = (finished or step >= next_evaluation) and not caught
-            saving = finished or caught or step - checkpoint >= args.checkpoint_interval
-            if evaluating or saving:
-                save_policy(run_dir, agent)  # first of all, for it refuses what is not finite
-            if evaluating:
-                next_evaluation = step - step % args.eval_interval + args.eval_interval
-                seed = np.random.SeedSequence(args.seed, spawn_key=(step,))  # spawned: no training environment has it
-                returns, lengths = evaluate(agent.policy, eval_envs, seed)
+            if finished or step == first or step % args.eval_interval < args.num_envs:
+                save(run_dir, run, agent)
+                returns, lengths = evaluate(agent.policy, eval_envs, seed_all(args.seed, 3, step), stop)
+                if stop:
+                    break
                 writer.add_scalar("eval/episodic_return", returns.mean(), step)
                 writer.add_scalar("eval/episodic_return_std", returns.std(), step)
                 writer.add_scalar("eval/episodic_length", lengths.mean(), step)
-                shown["return"] = f"{returns.mean():.1f} +- {returns.std():.1f}"
-                bar.set_postfix(shown, refresh=False)
-                if bar.disable:  # no terminal to draw in
-                    print(f"step {step}:", ", ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
-            if saving:
-                save_checkpoint(run_dir, agent, buffer, step=step, updates=updates, next_evaluation=next_evaluation)
-                checkpoint = step
-            if finished or caught:
+                bar.write(f"step {step}: return {returns.mean():.1f} +- {returns.std():.1f}")
+            if finished:
+                run["finished"] = True
                 break
-
-            action = act(agent.policy, obs, space)
-            updating = step >= max(args.learning_starts, 1)  # not from an empty buffer
-            if updating:  # before the environments step: on a GPU the update then runs while they do
-                updates += 1
-                log |= update(updates % args.policy_delay == 0)
-            next_obs, final_obs, reward, terminated, truncated = step_envs(envs, action)
+            if step > first and step % args.checkpoint_interval < args.num_envs:
+                save(run_dir, run, agent, buffer)
+            learning = step >= max(args.learning_starts, args.num_envs)
+            if learning and compiling:
+                compile_update(agent, buffer.sample(args.batch_size))
+                compiling = False
+            start = time.perf_counter()
+            action = agent.policy.act(obs)
+            iteration = step // args.num_envs
+            if learning:  # before the environments: a GPU computes while they step
+                log = agent.update(buffer.sample(args.batch_size), iteration % args.policy_delay == 0)
+            next_obs, reward, terminated, truncated, infos = envs.step(action)
+            final_obs = next_obs.copy()
+            for i in np.flatnonzero(terminated | truncated):  # next_obs is the first of the next episode
+                final_obs[i] = infos["final_obs"][i]
             buffer.add(obs, action, final_obs, reward, terminated)
             obs = next_obs
+            seconds.append(time.perf_counter() - start)
+            if learning and iteration % (args.policy_delay * LOG_INTERVAL) == 0:
+                numbers = {"charts/SPS": args.num_envs * len(seconds) / sum(seconds)}
+                seconds.clear()
+                for tag, value in log.items():
+                    mean_std = {f"{tag}_mean": value.mean(), f"{tag}_std": value.std(correction=0)}
+                    numbers |= mean_std if value.dim() else {tag: value}
+                if envs.return_queue:  # of the last 100 episodes
+                    numbers["charts/episodic_return"] = np.mean(envs.return_queue)
+                    numbers["charts/episodic_length"] = np.mean(envs.length_queue)
+                for tag, value in numbers.items():
+                    writer.add_scalar(tag, float(value), step)
+                shown = ("charts/episodic_return", "losses/alpha")
+                bar.set_postfix({tag: float(numbers[tag]) for tag in shown if tag in numbers}, refresh=False)
             step += args.num_envs
+            run["step"] = step
             bar.update(args.num_envs)
-            episode_return += reward
-            episode_length += 1
-            for i in (terminated | truncated).nonzero()[0]:
-                writer.add_scalar("charts/episodic_return", episode_return[i], step)
-                writer.add_scalar("charts/episodic_length", episode_length[i], step)
-                episode_return[i] = episode_length[i] = 0
-            if not updating:
-                continue
-
-            # Reading a number waits for the device, which by now has had the time of a step of the environments.
-            if updates % LOG_INTERVAL == 0 or not math.isfinite(sum(log[tag] for tag in log if "losses/" in tag)):
-                scalars = to_numbers(log)
-                broken = [tag for tag, value in scalars.items() if not math.isfinite(value)]
-                if broken:
-                    raise Fault(f"not finite: {', '.join(broken)}")
-                scalars["charts/SPS"] = (step - logged_step) / (time.perf_counter() - logged_time)
-                logged_step, logged_time = step, time.perf_counter()
-                for tag, value in scalars.items():
-                    writer.add_scalar(tag, value, step)
-                if "losses/alpha" in scalars:
-                    shown["alpha"] = f"{scalars['losses/alpha']:.3g}"
-                bar.set_postfix(shown, refresh=False)
-            if helper:
-                age = updates - first_update
-                if age == 1:
-                    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for the run alone
-                    helper.start()
-                    signal.signal(signal.SIGINT, handler)
-                if age == COMPILE_AFTER:  # a fixed number, so that equal runs stay equal
-                    while helper.is_alive() and not caught:
-                        helper.join(1)
-                    if helper.exitcode == 0:
-                        compile_update(agent)
-                if age == COMPILE_AFTER + 2 * args.policy_delay and device.type == "cuda":  # by now everything ran once
-                    try:
-                        update = record(agent, buffer)
-                    except RuntimeError as error:
-                        print(f"{ALGORITHM}: updates stay outside a CUDA graph: {error}", file=sys.stderr)
-    except (Fault, OSError) as error:
-        good = (
-            f"python {sys.argv[0]} --resume {run_dir} goes on from step {checkpoint}" if checkpoint else "no checkpoint"
-        )
-        sys.exit(f"{ALGORITHM}: step {step}: {error}; {good}")
-    finally:
+    finally:  # also after an exception
+        save(run_dir, run, agent, buffer)
         bar.close()
-        envs.close()
-        eval_envs.close()
-        with contextlib.suppress(OSError):
-            writer.close()
+        writer.close()
 
-    print(", ".join([f"{'interrupted' if caught else 'finished'} at step {step}", *map(" ".join, shown.items())]))
-    if caught:
-        print(f"go on:    python {sys.argv[0]} --resume {run_dir}")
-    print(f"evaluate: python {sys.argv[0]} --evaluate {run_dir}\ncurves:   tensorboard --logdir {run_dir.parent}")
-    if caught:
-        raise SystemExit(128 + next(iter(caught)))
+    command = shlex.join(["python", sys.argv[0], "--run-dir", str(run_dir)])
+    print(f"{'stopped' if stop else 'finished'} at step {step}; to resume or --evaluate: {command}")
+    if stop:
+        sys.exit(128 + stop[0])
 
 
-def evaluate_run(args: Args):
-    """Plays the policy saved in the run directory `args.evaluate` and prints how it did."""
-    saved = read(args.evaluate / "policy.pt", "--evaluate")
-    video = args.evaluate / f"evaluation-seed-{args.seed}" if args.capture_video else None
-    envs = make_envs(saved["args"].env_id, args.eval_episodes, video)
+def evaluate_run(args: Args, run_dir: Path, saved: dict):
+    """Evaluates the policy of a run, or records one episode of it, and prints the return."""
+    n = 1 if args.capture_video else args.eval_episodes
+    envs, _ = make_envs(args.env_id, n, saved, run_dir if args.capture_video else None)
     space = envs.single_action_space
-    policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
+    policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, args.hidden_width)
     policy.load_state_dict(saved["policy"])
-    try:
-        returns, lengths = evaluate(policy, envs, np.random.SeedSequence(args.seed, spawn_key=(0,)))
-        envs.close()  # writes the video of an episode that has not ended
-    except (Fault, OSError) as error:
-        fail(str(error))
+    returns, lengths = evaluate(policy, envs, seed_all(args.seed, 3, 0), [])
     result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"
-    print(f"{saved['args'].env_id}, {args.eval_episodes} deterministic episodes: {result}")
-    if video:
-        import imageio_ffmpeg
-
-        try:
-            imageio_ffmpeg.count_frames_and_secs(f"{video}-episode-0.mp4")  # on a full disk the encoder says nothing
-            print(f"the first of them: {video}-episode-0.mp4")
-        except RuntimeError:
-            fail(f"the video {video}-episode-0.mp4 is not whole: make room on the disk")
-
-
-def resumed(args: Args) -> tuple[Args, dict]:
-    """Arguments and checkpoint of the run in `args.resume`; the command line may change what does no harm."""
-    saved = read(args.resume / "checkpoint.pt", "--resume")
-    before = replace(saved["args"], resume=args.resume, run_dir=None)
-    args = tyro.cli(Args, default=before)
-    for name in ("total_timesteps", "checkpoint_interval", "eval_interval", "eval_episodes", "device", "compile"):
-        before = replace(before, **{name: getattr(args, name)})
-    for name, value in vars(before).items():
-        if getattr(args, name) != value:
-            fail(f"--{name.replace('_', '-')} cannot change in a run that goes on: leave it out, or start a new run")
-    return args, saved
+    print(f"{args.env_id}, policy of step {saved['step']}, {n} episodes: {result}")
+    if args.capture_video:
+        envs.close()  # completes the video of an episode that was cut off
+        print(f"video: {run_dir / 'rl-video-episode-0.mp4'}")
 
 
 def main():
-    args, saved = tyro.cli(Args), None
-    if args.resume:
-        args, saved = resumed(args)
-    check(args)
-    if args.evaluate:
-        evaluate_run(args)
-    else:
-        train(args, saved)
+    sys.stdout.reconfigure(line_buffering=True)
+    sys.path.append(os.getcwd())  # so that --env-id your_module:YourEnv-v0 can import your_module
+    args = tyro.cli(Args)
+    name = args.env_id.replace("/", "-").replace(":", "-")
+    run_dir = Path(args.run_dir or f"runs/{name}__{ALGORITHM}__{args.seed}")
+    saved = read(run_dir / "policy.pt")
+    evaluating = args.evaluate or args.capture_video
+    if saved:
+        args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
+        started = vars(saved["args"])
+        changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
+        if changed and not evaluating:
+            sys.exit(f"{run_dir} was started with another {', '.join(changed)}: choose another --run-dir")
+        if saved["code"] != CODE:
+            print(f"note: {run_dir} was saved by another version of this script")
+    elif evaluating:
+        sys.exit(f"there is no policy.pt in {run_dir}")
+    elif any(path.suffix not in (".lock", ".log", ".tmp", ".txt") for path in run_dir.glob("*")):
+        sys.exit(f"{run_dir} contains other files: choose another --run-dir")
+    high = {"gamma": 1 - 1e-9, "tau": 1, "learning_starts": args.total_timesteps - 1}
+    high |= {"num_envs": args.buffer_size, "batch_size": args.buffer_size}
+    for name, value in vars(args).items():
+        zero = name in ("seed", "gamma", "rho", "learning_starts", "exploration_noise", "target_noise")
+        low = 0 if zero else sys.float_info.min
+        if type(value) in (int, float) and not low <= value <= high.get(name, 2**62):  # NaN fails, too
+            sys.exit(f"--{name.replace('_', '-')} {value} is out of range")
+    (evaluate_run if evaluating else train)(args, run_dir, saved)
 
 
 if __name__ == "__main__":

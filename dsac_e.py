@@ -14,11 +14,11 @@ discounted entropy from the next state onward. With a' ~ pi_target(.|s') and d =
 
   PEV  policy evaluation     Eq. 11     Z_i(s, a) <- r + gamma (1 - d) Z_k(s', a'),  k = argmin Q_i(s', a')
   PIS  policy introspection  Eq. 12-13  Qe(s, a)  <- gamma (1 - d) (-log pi_target(a'|s') + Qe(s', a'))
-  PIM  policy improvement    Eq. 14     maximize over pi    E[min Q_i(s, a) + alpha (-log pi(a|s) + Qe(s, a))]
-  TUP  temperature update    Eq. 15     minimize over alpha alpha (E[-log pi(a|s) + Qe(s, a)] - budget)
+  PIM  policy improvement    Eq. 14     max over pi:    E[min Q_i(s, a) + alpha (-log pi(a|s) + Qe(s, a))]
+  TUP  temperature update    Eq. 15     min over alpha: alpha (E[-log pi(a|s) + Qe(s, a)] - budget)
 
 alpha is the Lagrange multiplier of E[-log pi + Qe] >= budget = rho * H0 / (1 - gamma), where H0 = -A nats is
-SAC's target entropy. Shapes: B batch, S observation, A action dimensions. [ours]: the papers leave it open.
+SAC's target entropy. Shapes: B batch, S observation, A action dimensions. [ours]: not in the papers.
 The algorithm ends at the line of = signs. Below it is the harness, identical in all four scripts.
 """
 
@@ -41,12 +41,12 @@ class Args:
     """Train on a Gymnasium environment. Running the same command again resumes the run."""
 
     env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
-    rho: float | None = None  # entropy budget in units of H0 = -A; default: 20 for Humanoid, Walker2d, else 1
+    rho: float | None = None  # entropy budget per step / H0, H0 = -A; 20 for Humanoid, Walker2d, else 1
     tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
     res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
-    center_entropy: bool = False  # [ours] add the running mean of the entropy to Qe: alpha oscillates less
+    center_entropy: bool = False  # [ours] Qe = network + gamma / (1 - gamma) * running mean of the entropy
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # Polyak rate of the target networks and of the running mean of sigma
+    tau: float = 0.005  # Polyak rate of the target networks and of the running means
     policy_delay: int = 2  # critic updates per update of policy, alpha and target networks
     policy_lr: float = 1e-4  # learning rate of the policy
     critic_lr: float = 1e-4  # learning rate of the critics
@@ -121,7 +121,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(-20, 0.5)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
-        # log |d action / d u|: the density is per unit of the environment's own action, as H0 = -A demands.
+        # log |d action / d u|: the density is per unit of the environment's own action, and so is H0.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -219,7 +219,7 @@ class Agent(nn.Module):
         self.target_weights = [*targets.parameters()]
         self.critic_weights = [*self.critics.parameters(), *self.entropy_critic.parameters()]
         self.register_buffer("mean_sigma", torch.zeros(self.critics.n))
-        self.register_buffer("shift", torch.tensor(0.0))  # of Qe, see critic_gradients
+        self.register_buffer("shift", torch.tensor(0.0))  # added to Qe by --center-entropy
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
         self.policy_weights = [*self.policy.parameters(), self.log_alpha]
         critics = {"params": self.critic_weights, "lr": args.critic_lr}
@@ -235,7 +235,7 @@ class Agent(nn.Module):
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
 
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
-        """Updates the critics and, if told to, policy, alpha and targets. Returns tensors to log."""
+        """Updates the critics and, if `update_policy`, policy, alpha and targets. Returns tensors to log."""
         gradients, means, log = self.critic_gradients(batch)  # PEV, PIS
         self.descend(self.critic_weights, gradients)
         torch._foreach_copy_((self.mean_sigma, self.shift), means)
@@ -258,7 +258,7 @@ class Agent(nn.Module):
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
             next_q, next_sigma = self.target_critics(batch.next_obs, next_action)
             shift = self.shift
-            if self.args.center_entropy:  # [ours] Qe follows changes of the mean entropy at once
+            if self.args.center_entropy:  # [ours] the network learns deviations from the mean only
                 new = self.args.gamma / (1 - self.args.gamma) * -next_log_prob.mean()
                 shift = torch.where(shift == 0, new, shift.lerp(new, self.args.tau))
             next_qe = self.target_entropy_critic(batch.next_obs, next_action) + shift
@@ -381,7 +381,7 @@ def seed_all(*key: int) -> int:
 
 
 def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[int]):
-    """Returns and lengths (n,) of one deterministic episode per environment; partial if `stop` fills."""
+    """Returns and lengths (n,) of one deterministic episode per environment; incomplete if interrupted."""
     obs, _ = envs.reset(seed=seed)
     returns, lengths = np.zeros((2, envs.num_envs))
     running = np.ones(envs.num_envs, bool)
@@ -449,7 +449,7 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
     if not all(tensor.isfinite().all() for tensor in [*state["agent"].values(), *moments]):
         sys.exit(f"training diverged at step {run['step']}: a weight is not finite; the last save is kept")
     files = {"policy.pt": run | {"policy": agent.policy.state_dict()}}
-    if buffer:
+    if buffer is not None:
         replay = torch.from_numpy(buffer.rows[: buffer.added].cpu().numpy())  # without unused rows
         files["checkpoint.pt"] = run | state | {"replay": replay}
     for name, content in files.items():
@@ -465,14 +465,16 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
 
 
 def train(args: Args, run_dir: Path, saved: dict | None):
-    """Trains from the start or from a checkpoint. The schedule depends on `step` alone."""
+    """Trains from the start or from a checkpoint, from where it starts new episodes."""
+    if saved and saved["finished"] and saved["step"] >= args.total_timesteps:
+        return print(f"{run_dir} is already finished at step {saved['step']}")
     seed_all(args.seed, 1)
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
     space = envs.single_action_space
     obs_dim = envs.single_observation_space.shape[0]
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)
+    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)  # acquire() creates the directory
     try:
         buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
         agent = Agent(args, obs_dim, space.low, space.high).to(device)
@@ -485,8 +487,6 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     saved = read(run_dir / "checkpoint.pt")
     first = step = saved["step"] if saved else 0
     if saved:
-        if saved["finished"] and step >= args.total_timesteps:
-            return print(f"{run_dir} is already finished at step {step}")
         agent.load_state_dict(saved["agent"])
         agent.optimizer.load_state_dict(saved["optimizer"])
         replay = saved.pop("replay")
@@ -595,7 +595,8 @@ def main():
     saved = read(run_dir / "policy.pt")
     evaluating = args.evaluate or args.capture_video
     if saved:
-        args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
+        if args.run_dir or evaluating:
+            args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
         started = vars(saved["args"])
         changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
         if changed and not evaluating:
@@ -609,10 +610,9 @@ def main():
     high = {"gamma": 1 - 1e-9, "tau": 1, "learning_starts": args.total_timesteps - 1}
     high |= {"num_envs": args.buffer_size, "batch_size": args.buffer_size}
     for name, value in vars(args).items():
-        zero = name in ("seed", "gamma", "rho", "learning_starts", "exploration_noise", "target_noise")
-        low = 0 if zero else sys.float_info.min
+        low = 0 if name in ("seed", "gamma", "rho", "learning_starts") or "noise" in name else 1e-300
         if type(value) in (int, float) and not low <= value <= high.get(name, 2**62):  # NaN fails, too
-            sys.exit(f"--{name.replace('_', '-')} {value} is out of range")
+            sys.exit(f"--{name.replace('_', '-')} {value} is out of range {low:g}-{high.get(name, 2**62):g}")
     (evaluate_run if evaluating else train)(args, run_dir, saved)
 
 

@@ -11,10 +11,10 @@ Twin critics Q_i learn the return of reward + alpha * entropy, and alpha is tune
 single steps at H0 = -A nats. With a' ~ pi(.|s') and d = 1 if s' is terminal, else 0:
 
   PEV  policy evaluation     Eq. 5   Q_i(s, a) <- r + gamma (1 - d) (min Q_i(s', a') - alpha log pi(a'|s'))
-  PIM  policy improvement    Eq. 9   maximize over pi    E[min Q_i(s, a) - alpha log pi(a|s)]
-  TUP  temperature update    Eq. 18  minimize over alpha alpha (E[-log pi(a|s)] - H0)
+  PIM  policy improvement    Eq. 9   max over pi:    E[min Q_i(s, a) - alpha log pi(a|s)]
+  TUP  temperature update    Eq. 18  min over alpha: alpha (E[-log pi(a|s)] - H0)
 
-Shapes: B batch, S observation, A action dimensions. [ours]: the paper leaves it open.
+Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
 The algorithm ends at the line of = signs. Below it is the harness, identical in all four scripts.
 """
 
@@ -106,7 +106,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(-20, 0.5)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
-        # log |d action / d u|: the density is per unit of the environment's own action, as H0 = -A demands.
+        # log |d action / d u|: the density is per unit of the environment's own action, and so is H0.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -181,7 +181,7 @@ class Agent(nn.Module):
         self.register_buffer("budget", torch.tensor(-float(action_dim)), persistent=False)
 
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
-        """Updates the critics and, if told to, policy, alpha and targets. Returns tensors to log."""
+        """Updates the critics and, if `update_policy`, policy, alpha and targets. Returns tensors to log."""
         gradients, log = self.critic_gradients(batch)  # PEV
         self.descend(self.critic_weights, gradients)
         if not update_policy:
@@ -313,7 +313,7 @@ def seed_all(*key: int) -> int:
 
 
 def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[int]):
-    """Returns and lengths (n,) of one deterministic episode per environment; partial if `stop` fills."""
+    """Returns and lengths (n,) of one deterministic episode per environment; incomplete if interrupted."""
     obs, _ = envs.reset(seed=seed)
     returns, lengths = np.zeros((2, envs.num_envs))
     running = np.ones(envs.num_envs, bool)
@@ -381,7 +381,7 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
     if not all(tensor.isfinite().all() for tensor in [*state["agent"].values(), *moments]):
         sys.exit(f"training diverged at step {run['step']}: a weight is not finite; the last save is kept")
     files = {"policy.pt": run | {"policy": agent.policy.state_dict()}}
-    if buffer:
+    if buffer is not None:
         replay = torch.from_numpy(buffer.rows[: buffer.added].cpu().numpy())  # without unused rows
         files["checkpoint.pt"] = run | state | {"replay": replay}
     for name, content in files.items():
@@ -397,14 +397,16 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
 
 
 def train(args: Args, run_dir: Path, saved: dict | None):
-    """Trains from the start or from a checkpoint. The schedule depends on `step` alone."""
+    """Trains from the start or from a checkpoint, from where it starts new episodes."""
+    if saved and saved["finished"] and saved["step"] >= args.total_timesteps:
+        return print(f"{run_dir} is already finished at step {saved['step']}")
     seed_all(args.seed, 1)
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
     space = envs.single_action_space
     obs_dim = envs.single_observation_space.shape[0]
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)
+    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)  # acquire() creates the directory
     try:
         buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
         agent = Agent(args, obs_dim, space.low, space.high).to(device)
@@ -417,8 +419,6 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     saved = read(run_dir / "checkpoint.pt")
     first = step = saved["step"] if saved else 0
     if saved:
-        if saved["finished"] and step >= args.total_timesteps:
-            return print(f"{run_dir} is already finished at step {step}")
         agent.load_state_dict(saved["agent"])
         agent.optimizer.load_state_dict(saved["optimizer"])
         replay = saved.pop("replay")
@@ -527,7 +527,8 @@ def main():
     saved = read(run_dir / "policy.pt")
     evaluating = args.evaluate or args.capture_video
     if saved:
-        args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
+        if args.run_dir or evaluating:
+            args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
         started = vars(saved["args"])
         changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
         if changed and not evaluating:
@@ -541,10 +542,9 @@ def main():
     high = {"gamma": 1 - 1e-9, "tau": 1, "learning_starts": args.total_timesteps - 1}
     high |= {"num_envs": args.buffer_size, "batch_size": args.buffer_size}
     for name, value in vars(args).items():
-        zero = name in ("seed", "gamma", "rho", "learning_starts", "exploration_noise", "target_noise")
-        low = 0 if zero else sys.float_info.min
+        low = 0 if name in ("seed", "gamma", "rho", "learning_starts") or "noise" in name else 1e-300
         if type(value) in (int, float) and not low <= value <= high.get(name, 2**62):  # NaN fails, too
-            sys.exit(f"--{name.replace('_', '-')} {value} is out of range")
+            sys.exit(f"--{name.replace('_', '-')} {value} is out of range {low:g}-{high.get(name, 2**62):g}")
     (evaluate_run if evaluating else train)(args, run_dir, saved)
 
 

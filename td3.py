@@ -11,10 +11,10 @@ Twin critics Q_i learn the return of a deterministic policy pi, which follows th
 critic. With a' = pi_target(s') + clipped noise, within bounds, and d = 1 if s' is terminal, else 0:
 
   PEV  policy evaluation     Eq. 10, 14-15  Q_i(s, a) <- r + gamma (1 - d) min Q_i(s', a')
-  PIM  policy improvement    Algorithm 1    maximize over pi  E[Q_1(s, pi(s))]
+  PIM  policy improvement    Algorithm 1    max over pi: E[Q_1(s, pi(s))]
 
 Policy and target networks are updated less often than the critics (Section 5.2).
-Shapes: B batch, S observation, A action dimensions. [ours]: the paper leaves it open.
+Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
 The algorithm ends at the line of = signs. Below it is the harness, identical in all four scripts.
 """
 
@@ -173,7 +173,7 @@ class Agent(nn.Module):
         self.optimizer = torch.optim.Adam([critics, policy], fused=True)
 
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
-        """Updates the critics and, if told to, policy and targets. Returns tensors to log."""
+        """Updates the critics and, if `update_policy`, policy and targets. Returns tensors to log."""
         gradients, log = self.critic_gradients(batch)  # PEV
         self.descend(self.critic_weights, gradients)
         if not update_policy:
@@ -295,7 +295,7 @@ def seed_all(*key: int) -> int:
 
 
 def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[int]):
-    """Returns and lengths (n,) of one deterministic episode per environment; partial if `stop` fills."""
+    """Returns and lengths (n,) of one deterministic episode per environment; incomplete if interrupted."""
     obs, _ = envs.reset(seed=seed)
     returns, lengths = np.zeros((2, envs.num_envs))
     running = np.ones(envs.num_envs, bool)
@@ -363,7 +363,7 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
     if not all(tensor.isfinite().all() for tensor in [*state["agent"].values(), *moments]):
         sys.exit(f"training diverged at step {run['step']}: a weight is not finite; the last save is kept")
     files = {"policy.pt": run | {"policy": agent.policy.state_dict()}}
-    if buffer:
+    if buffer is not None:
         replay = torch.from_numpy(buffer.rows[: buffer.added].cpu().numpy())  # without unused rows
         files["checkpoint.pt"] = run | state | {"replay": replay}
     for name, content in files.items():
@@ -379,14 +379,16 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
 
 
 def train(args: Args, run_dir: Path, saved: dict | None):
-    """Trains from the start or from a checkpoint. The schedule depends on `step` alone."""
+    """Trains from the start or from a checkpoint, from where it starts new episodes."""
+    if saved and saved["finished"] and saved["step"] >= args.total_timesteps:
+        return print(f"{run_dir} is already finished at step {saved['step']}")
     seed_all(args.seed, 1)
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
     space = envs.single_action_space
     obs_dim = envs.single_observation_space.shape[0]
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)
+    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)  # acquire() creates the directory
     try:
         buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
         agent = Agent(args, obs_dim, space.low, space.high).to(device)
@@ -399,8 +401,6 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     saved = read(run_dir / "checkpoint.pt")
     first = step = saved["step"] if saved else 0
     if saved:
-        if saved["finished"] and step >= args.total_timesteps:
-            return print(f"{run_dir} is already finished at step {step}")
         agent.load_state_dict(saved["agent"])
         agent.optimizer.load_state_dict(saved["optimizer"])
         replay = saved.pop("replay")
@@ -509,7 +509,8 @@ def main():
     saved = read(run_dir / "policy.pt")
     evaluating = args.evaluate or args.capture_video
     if saved:
-        args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
+        if args.run_dir or evaluating:
+            args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
         started = vars(saved["args"])
         changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
         if changed and not evaluating:
@@ -523,10 +524,9 @@ def main():
     high = {"gamma": 1 - 1e-9, "tau": 1, "learning_starts": args.total_timesteps - 1}
     high |= {"num_envs": args.buffer_size, "batch_size": args.buffer_size}
     for name, value in vars(args).items():
-        zero = name in ("seed", "gamma", "rho", "learning_starts", "exploration_noise", "target_noise")
-        low = 0 if zero else sys.float_info.min
+        low = 0 if name in ("seed", "gamma", "rho", "learning_starts") or "noise" in name else 1e-300
         if type(value) in (int, float) and not low <= value <= high.get(name, 2**62):  # NaN fails, too
-            sys.exit(f"--{name.replace('_', '-')} {value} is out of range")
+            sys.exit(f"--{name.replace('_', '-')} {value} is out of range {low:g}-{high.get(name, 2**62):g}")
     (evaluate_run if evaluating else train)(args, run_dir, saved)
 
 

@@ -1,0 +1,180 @@
+"""Draws figures and writes the results table from the runs of dsac_e.py, dsac_t.py, sac.py and td3.py.
+
+    python results/plot.py runs --out plots                    all runs in a directory, at any depth
+    python results/plot.py results/curves.csv.gz --out plots   the same figures from saved curves
+
+Lines are means over seeds up to where the first seed ends, bands are 95% bootstrap intervals of the mean.
+"""
+
+import csv
+import gzip
+import itertools
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+matplotlib.use("Agg")  # needs no display
+from matplotlib import pyplot as plt
+
+NAMES = {"dsac_e": "DSAC-E", "dsac_t": "DSAC-T", "sac": "SAC", "td3": "TD3"}
+SHARED = ["env_id", "seed", "total_timesteps", "device", "compile", "run_dir", "evaluate", "capture_video"]
+SHARED += ["eval_interval", "eval_episodes", "checkpoint_interval"]  # may differ within a line
+RETURN, BUDGET = "eval/episodic_return", "entropy/budget"
+POLICY, TRAJECTORY = "entropy/policy_mean", "entropy/trajectory_mean"
+TAGS = (RETURN, "losses/alpha", POLICY, TRAJECTORY, BUDGET, "critic/target_mean", "critic/target_std")
+STYLES = [("#000000", "-", "o"), ("#d55e00", "--", "s"), ("#0072b2", "-.", "^"), ("#56b4e9", ":", "D"),
+          ("#009e73", "-", "v"), ("#cc79a7", "--", "P"), ("#e69f00", "-.", "X")]  # fmt: skip
+
+
+def read_run(run_dir: Path) -> tuple[dict, dict]:
+    """Arguments and {tag: [(step, value), ...]}. TensorBoard drops what a resumed run has repeated."""
+    log = run_dir.with_name(run_dir.name + ".log")  # written by benchmark.sh
+    last = log.read_text(errors="replace").strip().rpartition("\n")[2] if log.exists() else ""
+    why = f" (last line of {log.name}: {last})" if last else ""
+    try:
+        saved = torch.load(run_dir / "policy.pt", map_location="cpu", weights_only=True)
+        run = {"algorithm": saved["algorithm"], **saved["args"]}
+    except FileNotFoundError as error:
+        raise ValueError(f"it has no policy.pt{why}") from error
+    except Exception as error:  # torch.load raises many types for damaged and foreign files
+        raise ValueError(f"policy.pt is damaged or not of these scripts ({type(error).__name__})") from error
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()  # 0: no sampling
+    curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if tag in TAGS}
+    curves = {tag: curve for tag, curve in curves.items() if curve}
+    if RETURN not in curves:
+        raise ValueError(f"it ended before its first evaluation{why}")
+    if saved.get("finished") is False:
+        why = f"step {curves[RETURN][-1].step} of {run['total_timesteps']}{why}"
+        print(f"note: {run_dir} is unfinished at {why}", file=sys.stderr)
+    for tag, curve in curves.items():
+        stride = 1 if tag == RETURN else -(-len(curve) // 300)  # points of a curve, except returns
+        curves[tag] = [(event.step, float(f"{event.value:.6g}")) for event in curve[::stride]]
+    return run, curves
+
+
+def read(paths: list[Path]) -> dict:
+    """{(task, line, tag): {seed: [(step, value), ...]}}; line: algorithm and the arguments that differ."""
+    curves = defaultdict(lambda: defaultdict(list))
+    if len(paths) == 1 and paths[0].is_file():
+        with gzip.open(paths[0], "rt", newline="") as file:
+            for task, line, seed, tag, step, value in [*csv.reader(file)][1:]:
+                curves[task, line, tag][int(seed)].append((int(step), float(value)))
+        return curves
+    runs = []
+    for run_dir in sorted({file.parent for path in paths for file in path.rglob("events.out.tfevents*")}):
+        try:
+            runs.append((run_dir, *read_run(run_dir)))
+        except ValueError as error:
+            print(f"note: {run_dir} is left out: {error}", file=sys.stderr)
+    if not runs:
+        sys.exit(f"no run in {', '.join(map(str, paths))} can be drawn")
+    for run_dir, run, points in runs:
+        alike = [r for _, r, _ in runs if (r["env_id"], r["algorithm"]) == (run["env_id"], run["algorithm"])]
+        line = NAMES[run["algorithm"]]
+        for name, value in run.items():
+            varies = name not in SHARED and len({str(other.get(name)) for other in alike}) > 1
+            if value is False and (varies or name in ("tec", "res")):
+                line += f" --no-{name.replace('_', '-')}"
+            elif varies and value is not True:
+                line += f" --{name.replace('_', '-')} {value}"
+        for tag, curve in points.items():
+            if curves[run["env_id"], line, tag].setdefault(run["seed"], curve) is not curve and tag == RETURN:
+                print(f"note: {run_dir} is left out: another run has its arguments and seed", file=sys.stderr)
+    return curves
+
+
+def over_seeds(seeds: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (n,) that all seeds have reached, and values (seeds, n), interpolated where steps differ."""
+    runs = [np.array(curve, float).T for curve in seeds.values()]
+    first, last = max(run[0][0] for run in runs), min(run[0][-1] for run in runs)
+    steps = min((run[0][(run[0] >= first) & (run[0] <= last)] for run in runs), key=len)
+    return steps, np.array([np.interp(steps, *run) for run in runs])
+
+
+def interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95% percentile bootstrap interval of the mean: (seeds, n) -> low (n,), high (n,)."""
+    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    return tuple(np.percentile([values[draw].mean(0) for draw in draws], [2.5, 97.5], axis=0))
+
+
+def figure(curves: dict, lines: list[str], rows: list[tuple[str, str, str]], path: Path):
+    """One panel per task and row (tag, label of the y axis, scale); the title says what is averaged."""
+    if not (tasks := list(dict.fromkeys(task for task, _, tag in curves if tag in [row[0] for row in rows]))):
+        return
+    columns = min(len(tasks), 4) if len(rows) == 1 else len(tasks)
+    height = len(rows) * -(-len(tasks) // columns)
+    fig, axes = plt.subplots(height, columns, figsize=(max(4 * columns, 6), 2.6 * height + 1), squeeze=False,
+                             layout="constrained")  # fmt: skip
+    panels = zip(axes.flat if len(rows) == 1 else axes.T.flat, itertools.product(tasks, rows), strict=False)
+    counts, end = set(), 0
+    for panel, (task, (tag, label, scale)) in panels:
+        for line, (color, dashes, marker) in zip(lines, STYLES * len(lines), strict=False):
+            if not (seeds := curves.get((task, line, tag))):
+                continue
+            steps, values = over_seeds(seeds)
+            counts, end = counts | {len(values)}, max(end, steps[-1])
+            panel.plot(steps, values.mean(0), label=line, color=color, linestyle=dashes, linewidth=1.4,
+                       marker=marker, markersize=4, markevery=max(1, len(steps) // 8))  # fmt: skip
+            panel.fill_between(steps, *interval(values), color=color, alpha=0.15, linewidth=0)
+            bound = curves.get((task, line, BUDGET))
+            tec = line.startswith("DSAC-E") and "--no-tec" not in line
+            if bound and tag == (TRAJECTORY if tec else POLICY):
+                level, (low, high) = next(iter(bound.values()))[-1][1], panel.dataLim.intervaly
+                if level > low - 5 * (high - low):  # otherwise the curves would be flat
+                    panel.axhline(level, color="gray", linewidth=1, linestyle=":", label="entropy budget")
+        panel.set(title=task, ylabel=label, xlabel="environment steps", yscale=scale)
+        panel.set_xlim(np.array([-0.03, 1.03]) * max(panel.dataLim.intervalx[1], 1))
+        panel.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
+        if scale == "log":
+            low, high = np.log10(panel.get_ylim())
+            subs = (1, 2, 5) if high - low < 3 else (1,)
+            panel.yaxis.set(major_locator=matplotlib.ticker.LogLocator(subs=subs), major_formatter="{x:g}")
+            panel.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+        panel.grid(alpha=0.3)
+    _ = [panel.remove() for panel in axes.flat if not panel.has_data()]
+    entries = {label: h for p in fig.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
+    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2 + columns)
+    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    caption = f"mean over {seeds} seeds, 95% bootstrap interval" if counts != {1} else "one seed, no interval"
+    fig.suptitle(f"{caption}; up to {end / 1e6:.3g}M of the paper's 30M environment steps", fontsize=9)
+    fig.savefig(path, dpi=130)
+
+
+def table(curves: dict, lines: list[str]) -> str:
+    """Markdown: mean return in the last tenth of the steps [95% interval] (seeds x steps)."""
+    rows = [["task", *lines], ["---"] * (1 + len(lines))]
+    for task in dict.fromkeys(task for task, _, _ in curves):
+        rows.append([task] + [""] * len(lines))
+        for i in [i for i, line in enumerate(lines) if (task, line, RETURN) in curves]:
+            steps, values = over_seeds(curves[task, lines[i], RETURN])
+            final = values[:, steps >= 0.9 * steps[-1]].mean(1, keepdims=True)
+            span = " [{:.0f}, {:.0f}]".format(*np.ravel(interval(final))) if len(final) > 1 else ""
+            rows[-1][i + 1] = f"{final.mean():.0f}{span} ({len(final)} x {steps[-1] / 1000:.0f}k)"
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def main(paths: tyro.conf.Positional[list[Path]], out: Path = Path("plots")):
+    curves = read(paths)
+    lines = sorted({line for _, line, _ in curves}, key=lambda x: ([*NAMES.values()].index(x.split()[0]), x))
+    out.mkdir(parents=True, exist_ok=True)
+    figure(curves, lines, [(RETURN, "evaluation return", "linear")], out / "returns.png")
+    rows = [("losses/alpha", "alpha", "log"), (POLICY, "policy entropy (nats)", "linear")]
+    figure(curves, lines, [*rows, (TRAJECTORY, "trajectory entropy", "linear")], out / "temperature.png")
+    rows = [("critic/target_mean", "target mean", "linear"), ("critic/target_std", "target std", "log")]
+    figure(curves, lines, rows, out / "targets.png")
+    (out / "results.md").write_text(results := table(curves, lines))
+    rows = [(task, line, seed, tag, *point) for (task, line, tag), seeds in curves.items()
+            for seed, curve in seeds.items() for point in curve]  # fmt: skip
+    with gzip.open(out / "curves.csv.gz", "wt", newline="") as file:
+        csv.writer(file).writerows([("task", "line", "seed", "tag", "step", "value"), *rows])
+    print(results, end="")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -1,0 +1,106 @@
+"""The defaults are the papers' protocol, and the algorithm above the line of = signs works on its own."""
+
+import ast
+import dataclasses
+import math
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from reference import SCRIPTS
+
+every_script = pytest.mark.parametrize("name", SCRIPTS)
+PROTOCOL = {
+    "env_id": "Humanoid-v4",
+    "gamma": 0.99,
+    "tau": 0.005,
+    "policy_delay": 2,
+    "policy_lr": 1e-4,
+    "critic_lr": 1e-4,
+    "hidden_width": 256,
+    "batch_size": 256,
+    "buffer_size": 1_000_000,
+    "learning_starts": 10_000,
+    "num_envs": 20,  # environment steps per update
+    "total_timesteps": 30_000_000,  # 1.5 million updates
+    "eval_interval": 50_000,  # 2,500 updates
+    "eval_episodes": 10,
+    "checkpoint_interval": 500_000,
+    "seed": 0,
+    "device": "auto",
+    "compile": True,
+    "run_dir": "",
+    "evaluate": False,
+    "capture_video": False,
+}
+TEMPERATURE = {"alpha_lr": 3e-4, "initial_alpha": math.e}
+OWN = {
+    "dsac_e": TEMPERATURE | {"rho": 20.0, "tec": True, "res": True, "center_entropy": False},
+    "dsac_t": TEMPERATURE,
+    "sac": TEMPERATURE,
+    "td3": {"exploration_noise": 0.1, "target_noise": 0.2, "noise_clip": 0.5},
+}
+
+
+@every_script
+def test_defaults(name):
+    """Every argument, so that a new one has to be added here as well."""
+    assert dataclasses.asdict(SCRIPTS[name].Args()) == PROTOCOL | OWN[name]
+    assert name == SCRIPTS[name].ALGORITHM
+
+
+@every_script
+def test_agent_uses_the_arguments(name):
+    """Network widths and Adam's learning rates, betas and epsilon, as given."""
+    args = SCRIPTS[name].Args(policy_lr=1.0, critic_lr=2.0, hidden_width=7)
+    if name != "td3":
+        args.alpha_lr = 3.0
+    agent = SCRIPTS[name].Agent(args, 3, -np.ones(2), np.ones(2))
+    assert isinstance(agent.optimizer, torch.optim.Adam)
+    rates = {id(weight): group["lr"] for group in agent.optimizer.param_groups for weight in group["params"]}
+    trained = {key: weight for key, weight in agent.named_parameters() if not key.startswith("target_")}
+    assert len(rates) == len(trained)
+    for key, weight in trained.items():
+        expected = 1.0 if key.startswith("policy") else 3.0 if key == "log_alpha" else 2.0
+        assert rates[id(weight)] == expected, key
+    for group in agent.optimizer.param_groups:
+        assert (group["betas"], group["eps"], group["weight_decay"]) == ((0.9, 0.999), 1e-8, 0)
+    for key in ("policy", "critics"):
+        shapes = [tuple(weight.shape[-2:]) for weight in getattr(agent, key).parameters()][::2]
+        assert [shape[0] for shape in shapes[:3]] == [7, 7, 7] and len(shapes) == 4
+
+
+@every_script
+def test_upper_half_alone(name):
+    """The text above the line of = signs imports only torch, numpy and the standard library, uses nothing
+    below it, and trains in another loop: on reward -(action - 0.5)^2 every layer moves, the policy improves.
+    """
+    upper, line, _ = Path(SCRIPTS[name].__file__).read_text().partition("\n# =====")
+    assert line
+    imports = [node for node in ast.walk(ast.parse(upper)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = [getattr(node, "module", None) or alias.name for node in imports for alias in node.names]
+    assert {module.partition(".")[0] for module in modules} <= {"torch", "numpy"} | sys.stdlib_module_names
+    module = types.ModuleType(f"upper_half_of_{name}")
+    sys.modules[module.__name__] = module  # dataclasses look themselves up
+    exec(upper, module.__dict__)
+
+    torch.manual_seed(0)
+    rates = {"policy_lr": 3e-3, "critic_lr": 3e-3} | ({} if name == "td3" else {"initial_alpha": 0.01})
+    agent = module.Agent(module.Args(env_id="Ant-v4", hidden_width=16, **rates), 3, -np.ones(1), np.ones(1))
+    before = {key: weight.clone() for key, weight in agent.named_parameters()}
+    obs, test_obs = torch.randn(64, 3), np.random.default_rng(0).normal(size=(100, 3))
+
+    def error():
+        return np.abs(agent.policy.act(test_obs, deterministic=True) - 0.5).mean()
+
+    start = error()
+    for step in range(160):
+        action = torch.from_numpy(agent.policy.act(obs.numpy())) + 0.3 * torch.randn(64, 1)
+        reward = -(action.squeeze(1) - 0.5).square()
+        agent.update(module.Batch(obs, action, reward, torch.randn(64, 3), torch.ones(64)), step % 2 == 0)
+        obs = torch.randn(64, 3)
+    assert all(not torch.equal(weight, before[key]) for key, weight in agent.named_parameters())
+    assert error() < 0.7 * start

@@ -1,0 +1,220 @@
+"""PEV, policy evaluation. For the value distributions N(Q_i, sigma_i^2) of DSAC-E and DSAC-T, with eps = 0.1:
+
+  k = argmin Qbar_i,  V = Qbar_k (DSAC-E) or Qbar_k - alpha log pi (DSAC-T),  discount = gamma (1 - d)
+  y_q = r + discount V,  y_z = r + discount (V + sigmabar_k clamp(noise, -3, 3)) clipped to Q_i +- 3 m_i
+  gradient of Q_i:     -(m_i^2 + eps) (y_q - Q_i) / (sigma_i^2 + eps) / B
+  gradient of sigma_i: -(m_i^2 + eps) ((y_z - Q_i)^2 - sigma_i^2) / (sigma_i^3 + eps) / B
+  m_i <- running mean of mean(sigma_i), rate tau, initialized by the first batch
+
+SAC and TD3: mean squared error to r + discount (min Qbar_i [- alpha log pi]), summed over the twins.
+"""
+
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import HIGH, LOW, VARIANTS, A, B, S, make_agent, make_batch
+
+import dsac_e
+import dsac_t
+import sac
+import td3
+
+distributional = pytest.mark.parametrize("script", [dsac_e, dsac_t], ids=["dsac_e", "dsac_t"])
+QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 400) for i in range(400)])  # a sample without error
+
+
+def leaf(x):
+    return torch.tensor(np.asarray(x, float), requires_grad=True)
+
+
+def pev(script, q, sigma, next_q, next_sigma, reward, discount, noise, mean_sigma, tau, log_prob=0, alpha=0):
+    """pev of DSAC-E or DSAC-T on anything that torch.as_tensor accepts: loss, new mean_sigma, y_q."""
+    arrays = (q, sigma, next_q, next_sigma, reward, discount, noise, mean_sigma)
+    q, sigma, next_q, next_sigma, *rest = (torch.as_tensor(x, dtype=torch.float64) for x in arrays)
+    extra = () if script is dsac_e else (torch.as_tensor(log_prob), torch.tensor(alpha, dtype=torch.float64))
+    return script.pev(q, sigma, next_q, next_sigma, *extra, *rest, tau)
+
+
+@distributional
+def test_gradient_equals_the_formula(script):
+    """Element by element, with terminal transitions, noise beyond +-3, targets on both sides of the clip."""
+    rng, size, tau, alpha = np.random.default_rng(0), 64, 0.1, 0.7
+    q, next_q = leaf(rng.normal(0, 2, (2, size))), rng.normal(0, 2, (2, size))
+    sigma, next_sigma = leaf(rng.uniform(0.05, [[2.0], [1.0]], (2, size))), rng.uniform(0.05, 2, (2, size))
+    reward, log_prob = rng.normal(0, 2, size), rng.normal(0, 3, size)
+    noise = np.array([-5, -4, 4, 5, *rng.normal(0, 1, size - 4)])
+    discount = 0.9 * (np.arange(size) % 4 != 1)
+    old_m = [0.8, 1.7]
+    next_z = next_q, next_sigma
+    loss, new_m, target = pev(script, q, sigma, *next_z, reward, discount, noise, old_m, tau, log_prob, alpha)
+    loss.backward()
+
+    sides = []
+    for i in range(2):
+        m = 0.9 * old_m[i] + 0.1 * sigma[i].mean().item()
+        assert new_m[i].item() == pytest.approx(m, rel=1e-12)
+        for b in range(size):
+            k = 1 if next_q[1, b] < next_q[0, b] else 0
+            v = next_q[k, b] - (alpha * log_prob[b] if script is dsac_t else 0)
+            y_q, y_z = reward[b] + discount[b] * v, reward[b] + discount[b] * v
+            y_z += discount[b] * next_sigma[k, b] * max(-3, min(3, noise[b]))
+            x, s = q[i, b].item(), sigma[i, b].item()
+            clipped = max(x - 3 * m, min(x + 3 * m, y_z))
+            sides.append(np.sign(y_z - clipped))
+            scale = (m**2 + 0.1) / size
+            assert target[0, b].item() == pytest.approx(y_q, rel=1e-12)
+            assert q.grad[i, b].item() == pytest.approx(-scale * (y_q - x) / (s**2 + 0.1), rel=1e-10)
+            expected = -scale * ((clipped - x) ** 2 - s**2) / (s**3 + 0.1)
+            assert sigma.grad[i, b].item() == pytest.approx(expected, rel=1e-10)
+    assert all(sides.count(side) > 5 for side in (-1, 0, 1))
+
+
+@distributional
+def test_both_targets_come_from_the_twin_with_the_smaller_mean(script):
+    """Also where its sigma is the larger one: the gradients, solved for the targets, give r + 0.9 * twin."""
+    q, sigma, wide = leaf(np.full((2, 2), -50.0)), leaf(np.ones((2, 2))), 100.0  # nothing is clipped
+    next_q, next_sigma = [[1.0, 9.0], [2.0, 4.0]], [[5.0, 0.1], [0.3, 7.0]]
+    reward, noise = [0.5, -0.5], [1.0, -2.0]
+    loss, _, target = pev(script, q, sigma, next_q, next_sigma, reward, [0.9, 0.9], noise, [wide, wide], 0.0)
+    loss.backward()
+    w = (wide**2 + 0.1) / 1.1 / 2
+    y_z = q.detach() + (1 - sigma.grad / w).sqrt()
+    np.testing.assert_allclose(target, [[0.5 + 0.9 * 1, -0.5 + 0.9 * 4]])
+    np.testing.assert_allclose((q - q.grad / w).detach(), target.expand(2, 2))
+    np.testing.assert_allclose(y_z, [[0.5 + 0.9 * (1 + 5), -0.5 + 0.9 * (4 - 2 * 7)]] * 2)
+
+
+@distributional
+def test_mean_sigma_is_a_running_mean_per_twin(script):
+    """The first batch initializes it; afterwards it moves by tau toward the batch mean, without gradient."""
+    zeros = np.zeros((2, 2))
+
+    def step(sigma, m):
+        return pev(script, zeros, leaf(sigma), zeros, zeros, [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], m, 0.1)[1]
+
+    m = step([[1.0, 3.0], [0.2, 0.4]], [0.0, 0.0])
+    np.testing.assert_allclose(m, [2.0, 0.3])
+    m = step([[6.0, 8.0], [0.0, 0.1]], m)
+    np.testing.assert_allclose(m, [2.0 + 0.1 * (7 - 2), 0.3 + 0.1 * (0.05 - 0.3)])
+    assert not m.requires_grad
+
+
+@distributional
+@pytest.mark.parametrize("spreads, kept", [((2.0,), (0.997,)), ((0.5, 3.0), (1.0, 0.905))])
+def test_descent_learns_mean_and_spread_of_terminal_rewards(script, spreads, kept):
+    """Rewards N(3 i - 1, spread_i^2), terminal states i: Q converges to the mean, sigma to the fixed point of
+    sigma_i^2 = E[clip(R - Q, +-3 m)^2], where m is the mean of all sigma. Clipping reduces a single spread by
+    0.3%, one that is nearly twice the mean by 10%. Critics are tables; values beyond the end have no effect.
+    """
+    n, count = len(QUANTILES), len(spreads)
+    means, state = 3.0 * np.arange(count) - 1, np.repeat(np.arange(count), n)
+    reward = means[state] + np.array(spreads)[state] * np.tile(QUANTILES, count)
+    q, raw = leaf([[-2.0] * count, [4.0] * count]), leaf([[-0.4] * count, [4.0] * count])
+    m, next_q, zeros = torch.zeros(2), np.full((2, n * count), 1e3), np.zeros(n * count)
+    optimizer = torch.optim.SGD([q, raw], lr=0.35)
+    for _ in range(400):
+        z, next_z = (q[:, state], F.softplus(raw)[:, state]), (next_q, next_q)
+        loss, m, _ = pev(script, *z, *next_z, reward, zeros, zeros + 1, m, 0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    fixed = np.array(spreads)
+    for _ in range(200):
+        bound = 3 * fixed.mean()
+        fixed = np.array([np.sqrt(np.mean(np.clip(s * QUANTILES, -bound, bound) ** 2)) for s in spreads])
+    np.testing.assert_allclose(q.detach(), [means, means], atol=1e-6)
+    np.testing.assert_allclose(F.softplus(raw).detach(), [fixed, fixed], rtol=1e-6)
+    np.testing.assert_allclose(fixed / spreads, kept, atol=2e-3)
+
+
+def test_learning_speed_is_independent_of_the_scale_of_the_reward():
+    """Rewards N(3 c, c^2), Q starts at 2 c: after 40 steps of gradient descent the logarithm of the remaining
+    relative error is the same within 5% for c = 0.1, 1, 10. Without the factor m^2 it varies as 1 / c^2.
+    """
+    remaining = []
+    for scale in (0.1, 1.0, 10.0):
+        q, raw = leaf([[2 * scale]] * 2), leaf([[np.log(np.expm1(scale))]] * 2)
+        reward, m, zeros = scale * (3 + QUANTILES), [scale, scale], np.zeros(400)
+        optimizer = torch.optim.SGD([q, raw], lr=0.003)
+        for _ in range(40):
+            sigma = F.softplus(raw).expand(2, 400)
+            loss, m, _ = pev(dsac_e, q.expand(2, 400), sigma, sigma, sigma, reward, zeros, zeros, m, 0.005)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        remaining.append(np.log(3 - q[0].item() / scale))
+    assert remaining[1] < -0.1
+    np.testing.assert_allclose(remaining, remaining[1], rtol=0.05)
+
+
+@pytest.mark.parametrize("script", [sac, td3], ids=["sac", "td3"])
+def test_scalar_critics(script):
+    """Targets by hand: 1 + 0.9 (2 [- 0.5 * 4]) and, terminal, -1; the loss sums the errors of both twins."""
+    q, next_q = leaf([[1.0, 2.0], [-1.0, 0.5]]), leaf([[2.0, 7.0], [3.0, 5.0]])
+    reward, discount = leaf([1.0, -1.0]), leaf([0.9, 0.0])
+    entropy = (leaf([4.0, 4.0]), leaf(0.5)) if script is sac else ()
+    loss, target = script.pev(q, next_q, *entropy, reward, discount)
+    y = np.array([1.0 if script is sac else 2.8, -1.0])
+    np.testing.assert_allclose(target, y)
+    errors = q.detach().numpy() - y
+    assert loss.item() == pytest.approx((errors**2).mean(1).sum())
+    loss.backward()
+    np.testing.assert_allclose(q.grad, errors)  # 2 * error / batch size of 2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_agent_passes_terminated_on_as_the_mask(variant):
+    """The target is the reward where terminated is 1, and depends on the next value everywhere else."""
+    script, arguments = VARIANTS[variant]
+    agent, batch = make_agent(script, **arguments), make_batch(script, 3)
+    target = agent.update(batch, update_policy=False)["critic/target"].reshape(B)
+    terminal = batch.terminated == 1
+    assert 0 < terminal.sum() < B
+    assert torch.equal(target[terminal], batch.reward[terminal])
+    assert (target[~terminal] - batch.reward[~terminal]).abs().min() > 1e-6
+
+
+def td3_agent(bias, target_bias):
+    """Default noise; policies that return constants."""
+    agent = td3.Agent(td3.Args(), S, LOW, HIGH).double()
+    with torch.no_grad():
+        for policy, value in ((agent.policy, bias), (agent.target_policy, target_bias)):
+            policy.net[-1].weight.zero_()
+            policy.net[-1].bias.copy_(torch.tensor(value))
+    return agent
+
+
+def test_td3_smooths_the_target_action():
+    """a' = clip(target policy + half_range * clip(0.2 noise, +-0.5), box), in a box that is not +-1."""
+    size, agent, seen = 4096, td3_agent([-0.5, 0.375], [0.25, 1.5]), []
+    agent.target_critics.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].numpy()))
+    obs, zeros = torch.ones(size, S, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    torch.manual_seed(1)
+    agent.critic_gradients(td3.Batch(obs, torch.zeros(size, A, dtype=torch.float64), zeros, obs, zeros))
+    torch.manual_seed(1)
+    noise = torch.randn(size, A, dtype=torch.float64).numpy()
+    smoothed = (LOW + HIGH) / 2 + (HIGH - LOW) / 2 * (np.tanh([0.25, 1.5]) + np.clip(0.2 * noise, -0.5, 0.5))
+    assert (0.2 * noise > 0.5).any() and (0.2 * noise < -0.5).any() and (smoothed > HIGH).any()
+    np.testing.assert_allclose(seen[0], np.clip(smoothed, LOW, HIGH), rtol=1e-12)
+
+
+def test_td3_exploration_noise():
+    """act() = clip(policy + half_range * exploration_noise * noise, box); without noise if deterministic."""
+    obs, mean = np.ones((4096, S)), np.tanh([-0.5, 1.5])
+    center, half_range = (LOW + HIGH) / 2, (HIGH - LOW) / 2
+    for std in (0.1, 0.3):
+        policy = td3.Agent(td3.Args(exploration_noise=std), S, LOW, HIGH).policy
+        policy.load_state_dict(td3_agent([-0.5, 1.5], [0, 0]).float().policy.state_dict())
+        torch.manual_seed(2)
+        action = policy.act(obs)
+        torch.manual_seed(2)
+        noise = torch.randn_like(policy(torch.ones(4096, S))).numpy()
+        expected = center + half_range * (mean + std * noise)
+        assert (expected > HIGH).any()
+        np.testing.assert_allclose(action, np.clip(expected, LOW, HIGH), atol=1e-6)
+        action = policy.act(obs, deterministic=True)
+        np.testing.assert_allclose(action, np.tile(center + half_range * mean, (4096, 1)), atol=1e-6)

@@ -1,0 +1,199 @@
+"""The squashed Gaussian and the networks.
+
+  a = center + half_range * tanh(u),  u = mu + std * noise
+  log pi(a|s) = sum_i log N(u_i; mu_i, std_i) - log(1 - tanh(u_i)^2) - log(half_range_i)
+
+It is a density per unit of the environment's own action. Networks are compared with torch.nn.Linear and GELU.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import SCRIPTS, STOCHASTIC
+from torch import nn
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(160)
+WEIGHTS = WEIGHTS / math.sqrt(2 * math.pi)  # of expectations over a standard normal
+BOXES = [(-1.0, 1.0), (-0.4, 0.4), (-0.25, 3.25), (0.5, 0.75)]
+# mu, log_std: narrow, off center, wide (at the bound), saturated and narrow, saturated and wide
+SHAPES = [(0.0, -2.5), (0.6, -0.7), (0.0, 0.5), (-3.0, -1.5), (4.0, 0.5)]
+every_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
+
+
+def constant_policy(script, outputs, low, high, dtype=torch.float64):
+    """The script's Policy with the same network outputs for every observation (one dimension)."""
+    policy = script.Policy(1, np.array(low), np.array(high), hidden_width=2)
+    with torch.no_grad():
+        policy.net[-1].weight.zero_()
+        policy.net[-1].bias.copy_(torch.tensor(outputs))
+    return policy.to(dtype)
+
+
+def sample(policy, noise):
+    """noise (B, A) -> action (B, A), log pi (B,)."""
+    noise = torch.as_tensor(noise, dtype=policy.center.dtype)
+    action, log_prob = policy(torch.zeros(len(noise), 1, dtype=noise.dtype), noise)
+    return action.detach().numpy(), log_prob.detach().numpy()
+
+
+def log_slope(u):
+    """log of d tanh(u) / du = 1 / cosh(u)^2."""
+    return -2 * np.log(np.cosh(u))
+
+
+@every_stochastic
+@pytest.mark.parametrize("box", BOXES)
+@pytest.mark.parametrize(("mu", "log_std"), SHAPES)
+def test_density_integrates_to_one(script, box, mu, log_std):
+    """Trapezoidal rule over the actions. The box is stored in float32: its bounds are exact to 1e-7."""
+    (low, high), std = box, math.exp(log_std)
+    policy = constant_policy(script, [mu, log_std], [low], [high])
+    # Nine standard deviations, at most |u| = 15: beyond, actions are not distinguishable in float64.
+    u = np.linspace(max(mu - 9 * std, -15), min(mu + 9 * std, 15), 20_001)
+    action, log_prob = sample(policy, ((u - mu) / std)[:, None])
+    assert low - 1e-7 < action.min() < action.max() < high + 1e-7
+    assert np.trapezoid(np.exp(log_prob), action[:, 0]) == pytest.approx(1, abs=1e-5)
+
+
+@every_stochastic
+@settings(derandomize=True, deadline=None, max_examples=25, database=None)
+@given(
+    st.lists(st.tuples(st.floats(-2, 2), st.floats(-5, 0.5), st.floats(-3, 3)), min_size=3, max_size=3),
+    st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 20)), min_size=3, max_size=3),
+)
+def test_log_prob_is_the_change_of_variables(script, dims, box):
+    """Three dimensions, any box: against the density written in the action alone, u = artanh of its place."""
+    (mu, log_std, noise), (low, width) = np.array(dims).T, np.array(box).T
+    policy = constant_policy(script, [*mu, *log_std], low, low + width)
+    center, half_range = policy.center.numpy(), policy.half_range.numpy()
+    np.testing.assert_allclose([center - half_range, center + half_range], [low, low + width], atol=1e-5)
+    mu, log_std = policy.net[-1].bias.detach().numpy().reshape(2, 3)
+    (action,), (log_prob,) = sample(policy, noise[None])
+    x = (action - center) / half_range
+    z = (np.arctanh(x) - mu) / np.exp(log_std)
+    log_density = -(z**2) / 2 - log_std - math.log(2 * math.pi) / 2 - np.log(half_range * (1 - x**2))
+    assert log_prob == pytest.approx(log_density.sum(), abs=1e-6)
+
+
+@every_stochastic
+@pytest.mark.parametrize("mu", [20.0, 9.0, 1.0])
+@pytest.mark.parametrize("log_std", [-50.0, -3.0, 0.0, 9.0])
+def test_log_prob_is_accurate_in_float32_where_tanh_rounds_to_one(script, mu, log_std):
+    """Value and gradient against float64 closed forms; log_std is clamped to [-20, 0.5]."""
+    mu, noise, half_range = np.array([mu, -mu, 0.0]), np.array([0.5, 0.25, -1.0]), np.array([0.4, 1.75, 1.0])
+    policy = constant_policy(script, [*mu, *[log_std] * 3], -half_range, half_range, torch.float32)
+    _, log_prob = policy(torch.zeros(1, 1), torch.tensor(noise[None], dtype=torch.float32))
+    log_prob.sum().backward()
+    used = min(max(log_std, -20), 0.5)
+    u = mu + math.exp(used) * noise
+    expected = -(noise**2) / 2 - used - math.log(2 * math.pi) / 2 - log_slope(u) - np.log(half_range)
+    assert log_prob.item() == pytest.approx(expected.sum(), abs=2e-5)
+    by_log_std = 2 * np.tanh(u) * math.exp(used) * noise - 1 if used == log_std else 0 * u
+    gradient = [*2 * np.tanh(u), *by_log_std]
+    assert policy.net[-1].bias.grad.flatten().tolist() == pytest.approx(gradient, abs=1e-5)
+
+
+@pytest.mark.parametrize(("mu", "log_std"), SHAPES)
+def test_one_sample_entropy_is_unbiased(mu, log_std):
+    """The mean of -log pi equals the entropy by Gauss-Hermite quadrature within 4 standard errors."""
+    torch.manual_seed(0)
+    low, high = np.array([-0.4, -0.25]), np.array([0.4, 3.25])
+    policy = constant_policy(STOCHASTIC["dsac_e"], [mu, mu, log_std, log_std], low, high)
+    _, log_prob = sample(policy, torch.randn(100_000, 2))
+    u = mu + math.exp(log_std) * NODES
+    entropy = 2 * (0.5 * math.log(2 * math.pi * math.e) + log_std + log_slope(u) @ WEIGHTS)
+    entropy += np.log((high - low) / 2).sum()
+    bound = 4 * log_prob.std() / math.sqrt(len(log_prob))
+    assert abs(-log_prob.mean() - entropy) < bound < 0.06
+
+
+@every_script
+def test_act(script):
+    """NumPy in (either precision), float32 NumPy out, in the box; a different noise in each row and call."""
+    torch.manual_seed(0)
+    low, high = np.array([-0.4, -0.25], np.float32), np.array([0.4, 3.25], np.float32)
+    outputs = [0.5, -1.0] if script is SCRIPTS["td3"] else [0.5, -1.0, 0.0, 0.0]
+    policy = constant_policy(script, outputs, low, high, torch.float32)
+    for dtype in (np.float32, np.float64):
+        obs = np.ones((50, 1), dtype)
+        mean, action, again = policy.act(obs, deterministic=True), policy.act(obs), policy.act(obs)
+        for array in (mean, action, again):
+            assert type(array) is np.ndarray and array.shape == (50, 2) and array.dtype == np.float32
+            assert (array >= low - 1e-6).all() and (array <= high + 1e-6).all()
+        np.testing.assert_allclose(mean, [[0.4 * math.tanh(0.5), 1.5 + 1.75 * math.tanh(-1)]] * 50, rtol=1e-5)
+        assert len(np.unique(action, axis=0)) == 50 and not np.array_equal(action, again)
+        assert abs(np.corrcoef(action[:, 0], action[:, 1])[0, 1]) < 0.5  # each dimension has its own noise
+
+
+@every_stochastic
+def test_act_samples_the_gaussian(script):
+    """The noise recovered from 20,000 actions has the moments of a standard normal."""
+    torch.manual_seed(0)
+    policy = constant_policy(script, [0.5, -1.0], [-0.4], [0.4], torch.float32)
+    u = np.arctanh(policy.act(np.ones((20_000, 1))).astype(float) / 0.4)
+    z = (u - 0.5) / math.exp(-1.0)
+    assert z.mean() == pytest.approx(0, abs=0.03)
+    assert [np.mean(z**2), np.mean(z**4)] == pytest.approx([1, 3], rel=0.08)
+
+
+def reference_network(net, i):
+    """Network i of a stack as an nn.Sequential of nn.Linear and nn.GELU."""
+    layers = []
+    for layer in net[::2]:
+        linear = nn.Linear(layer.weight.shape[2], layer.weight.shape[1])
+        linear.load_state_dict({"weight": layer.weight[i], "bias": layer.bias[i, 0]})
+        layers += [linear, nn.GELU()]
+    return nn.Sequential(*layers[:-1])
+
+
+@every_script
+def test_networks_equal_nn_linear(script):
+    """Outputs and weight gradients of a stack of three networks; three hidden GELU layers, linear outputs."""
+    torch.manual_seed(0)
+    net, x = script.mlp(3, 4, 2, 16), torch.randn(3, 7, 4)
+    assert [tuple(layer.weight.shape[1:]) for layer in net[::2]] == [(16, 4), (16, 16), (16, 16), (2, 16)]
+    output, scale = net(x), torch.randn(3, 7, 2)
+    (output * scale).sum().backward()
+    for i in range(3):
+        twin = reference_network(net, i)
+        expected = twin(x[i])
+        torch.testing.assert_close(output[i], expected)
+        (expected * scale[i]).sum().backward()
+        for layer, linear in zip(net[::2], twin[::2], strict=True):
+            torch.testing.assert_close(layer.weight.grad[i], linear.weight.grad, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(layer.bias.grad[i, 0], linear.bias.grad, atol=1e-5, rtol=1e-4)
+
+
+@every_script
+def test_initial_weights_have_the_distribution_of_nn_linear(script):
+    """Weights and biases uniform on +-1/sqrt(fan_in): the same bounds, the same standard deviation to 3%."""
+    torch.manual_seed(0)
+    layer, linear = script.StackedLinear(2, 50, 2000), nn.Linear(50, 2000)
+    for ours, theirs in ((layer.weight, linear.weight), (layer.bias, linear.bias)):
+        for x in ours.detach():
+            assert x.abs().max() <= 50**-0.5
+            assert x.std().item() == pytest.approx(theirs.std().item(), rel=0.03)
+            assert x.mean().abs() < 0.05 * x.std()
+
+
+@every_script
+def test_fresh_agent(script):
+    """Twins differ in every layer; target networks equal the online ones, in memory of their own."""
+    torch.manual_seed(0)
+    agent = script.Agent(script.Args(hidden_width=8), 3, -np.ones(2), np.ones(2))
+    for weight in agent.critics.parameters():
+        assert (weight[0] != weight[1]).all()
+    targets = {name.removeprefix("target_") for name, _ in agent.named_children() if "target_" in name}
+    expected = {"sac": {"critics"}, "dsac_e": {"critics", "policy", "entropy_critic"}}
+    assert targets == expected.get(script.ALGORITHM, {"critics", "policy"})
+    online = dict(agent.named_parameters())
+    for name, weight in online.items():
+        if name.startswith("target_"):
+            source = online[name.removeprefix("target_")]
+            assert torch.equal(weight, source) and weight.data_ptr() != source.data_ptr()
+            assert source.requires_grad and not weight.requires_grad

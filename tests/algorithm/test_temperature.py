@@ -1,0 +1,241 @@
+"""TUP, temperature update: minimize over alpha = exp(log_alpha)
+
+  alpha * (mean[-log pi + Qe] - budget),  budget = rho * H0 / (1 - gamma),  H0 = -A
+
+so alpha falls while the entropy exceeds its budget and rises while it is below. Single-step constraints
+(DSAC-T, SAC, --no-tec) use mean[-log pi] and rho * H0. The response of Qe to a uniform change of entropy has
+the time constant policy_delay / (tau (1 - gamma)) updates, with --center-entropy 1 / tau.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from reference import STOCHASTIC, A, B, S, make_agent, make_batch
+from torch import nn
+
+import dsac_e
+import dsac_t
+import sac
+import td3
+
+every_script = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
+
+
+@every_script
+@pytest.mark.parametrize("excess", [2.0, -2.0])
+def test_tup_falls_above_the_budget_and_rises_below(script, excess):
+    """d tup / d log_alpha = alpha * (mean entropy - budget), positive above it: descent lowers alpha."""
+    log_alpha, budget = nn.Parameter(torch.tensor(-0.5).double()), torch.tensor(-3.0).double()
+    loss = script.tup(log_alpha, budget + excess + torch.linspace(-5, 5, 9).double(), budget)
+    (gradient,) = torch.autograd.grad(loss, log_alpha)
+    assert loss.item() == pytest.approx(math.exp(-0.5) * excess)
+    assert gradient.item() == pytest.approx(math.exp(-0.5) * excess)
+
+
+@every_script
+@pytest.mark.parametrize("sign", [1, -1])
+def test_agent_moves_alpha_against_the_excess(script, sign):
+    """The first Adam step is one learning rate long: down for a far lower budget, up for a far higher one."""
+    agent = make_agent(script)
+    agent.budget.fill_(-1e3 * sign)
+    before = agent.log_alpha.item()
+    agent.update(make_batch(script, 1), update_policy=True)
+    assert agent.log_alpha.item() - before == pytest.approx(-sign * agent.args.alpha_lr, rel=1e-6)
+
+
+@pytest.mark.parametrize("prefix", ["", "my_tasks:", "my_tasks/", "a.b:tasks/"])
+@pytest.mark.parametrize("version", ["", "-v0", "-v4", "-v5", "-v12"])
+def test_rho(prefix, version):
+    """20 for Humanoid and Walker2d, in any version and namespace; 1 for others; an explicit rho prevails."""
+    others = "HumanoidStandup", "Ant", "HalfCheetah", "Hopper", "InvertedDoublePendulum", "Swimmer", "Pusher"
+    others += "MyHumanoid", "Humanoid2", "Walker2dish", "Walker"
+    for task in ("Humanoid", "Walker2d"):
+        assert dsac_e.Args(env_id=prefix + task + version).rho == 20
+        assert dsac_e.Args(env_id=prefix + task + version, rho=3.0).rho == 3
+        assert dsac_e.Args(env_id=prefix + task + version, rho=0.0).rho == 0
+    for task in others:
+        assert dsac_e.Args(env_id=prefix + task + version).rho == 1
+    assert dsac_e.Args(env_id="Humanoid:Ant-v5").rho == dsac_e.Args(env_id="Humanoid-v4/Ant-v5").rho == 1
+
+
+def test_budget():
+    """rho * -A / (1 - gamma) of whole trajectories, rho * -A of single steps; DSAC-T and SAC use -A."""
+
+    def budget(script, dims=6, **arguments):
+        agent = script.Agent(script.Args(hidden_width=4, **arguments), S, -np.ones(dims), np.ones(dims))
+        return agent.budget.item()
+
+    assert budget(dsac_e) == pytest.approx(20 * -6 / 0.01)  # the default task is Humanoid
+    assert budget(dsac_e, env_id="Ant-v4") == pytest.approx(-600)
+    assert budget(dsac_e, env_id="Ant-v4", gamma=0.9, dims=2) == pytest.approx(-20)
+    assert budget(dsac_e, rho=0.5) == pytest.approx(-300)
+    for res in (True, False):
+        assert budget(dsac_e, rho=3.0, tec=False, res=res) == pytest.approx(-18)
+    assert budget(dsac_t) == budget(sac) == -6
+    assert not hasattr(td3.Agent(td3.Args(hidden_width=4), S, -np.ones(2), np.ones(2)), "log_alpha")
+
+
+@every_script
+def test_initial_alpha(script):
+    """log_alpha starts at log(initial_alpha); the papers' value is 1."""
+    for arguments, expected in (({}, 1.0), ({"initial_alpha": 0.01}, math.log(0.01))):
+        agent = script.Agent(script.Args(hidden_width=4, **arguments), S, -np.ones(A), np.ones(A))
+        assert agent.log_alpha.item() == pytest.approx(expected)
+
+
+@every_script
+def test_unattainable_budget_is_refused(script):
+    """The uniform policy has the highest entropy, sum log(high - low). Two dimensions demand -2 nats: widths
+    whose logarithms sum to less are a ValueError, more are not, with unequal widths and a box off center.
+    """
+
+    def make(log_width, **arguments):
+        arguments = {"env_id": "Ant-v4"} | arguments
+        low, width = np.array([5.0, -1.0]), np.exp([log_width - 1, 1.0])
+        return script.Agent(script.Args(hidden_width=4, **arguments), S, low, low + width)
+
+    with pytest.raises(ValueError, match="-2 nats.* highest is -2.01"):
+        make(-2.01)
+    make(-1.99)
+    if script is dsac_e:
+        for arguments in ({}, {"tec": False}, {"tec": False, "res": False}):
+            with pytest.raises(ValueError, match="raise --rho"):
+                make(-1.99, rho=0.9, **arguments)
+            make(-3.9, rho=2.0, **arguments)
+
+
+def test_no_res_requires_no_tec():
+    with pytest.raises(ValueError, match="--no-res requires --no-tec"):
+        dsac_e.Args(res=False)
+    assert dsac_e.Args(res=False, tec=False).tec is False
+
+
+@every_script
+@pytest.mark.parametrize("bound", [-15.0, 15.0])
+def test_log_alpha_stays_within_bounds_and_recovers(script, bound):
+    """At +-15 everything is finite in float32. When the budget changes sides, log_alpha leaves it within 12
+    updates and moves at full speed, with Adam in the state that a long drift in one direction gives it.
+    """
+    torch.manual_seed(0)
+    args = script.Args(env_id="Humanoid-v4", hidden_width=4)
+    agent = script.Agent(args, S, -np.ones(A), np.ones(A))
+    batch = make_batch(script, 1, torch.float32)
+    agent.budget.fill_(math.copysign(4000.0, bound))
+    with torch.no_grad():
+        agent.log_alpha.fill_(bound - math.copysign(10 * args.alpha_lr, bound))
+    agent.update(batch, update_policy=True)
+    adam = agent.optimizer.state[agent.log_alpha]
+    adam["exp_avg"].mul_(10)  # after one step it is a tenth of the gradient
+    adam["exp_avg_sq"].mul_(1000)
+    adam["step"].fill_(750_000)
+
+    def path(updates):
+        for _ in range(updates):
+            log = agent.update(batch, update_policy=True)
+            assert all(value.isfinite().all() for value in log.values())
+            yield agent.log_alpha.item()
+
+    there = [*path(40)]
+    assert abs(there[5]) < 15 and there[20:] == [bound] * 20
+    assert all(weight.isfinite().all() for weight in agent.parameters())
+    agent.budget.neg_()
+    back = [*path(80)]
+    assert back.count(bound) < 12
+    assert abs(back[39] - back[79]) == pytest.approx(40 * args.alpha_lr, rel=0.05)
+
+
+@every_script
+def test_one_nat_is_enough_to_leave_the_lower_bound(script):
+    """There the gradient of log_alpha is exp(-15) per nat, large compared with Adam's epsilon of 1e-8."""
+    agent = script.Agent(script.Args(hidden_width=4), S, -np.ones(A), np.ones(A))
+    with torch.no_grad():
+        agent.log_alpha.fill_(-100.0)
+    agent.update(make_batch(script, 1, torch.float32), update_policy=True)
+    assert agent.log_alpha.item() == -15
+    for _ in range(50):
+        loss = script.tup(agent.log_alpha, agent.budget - torch.ones(B), agent.budget)
+        agent.descend([agent.log_alpha], torch.autograd.grad(loss, [agent.log_alpha]))
+    assert agent.log_alpha.item() + 15 > 0.9 * 50 * agent.args.alpha_lr
+
+
+class Scalar(nn.Module):
+    """A policy of entropy h (its action is h), or an entropy critic of one number."""
+
+    def __init__(self, value, is_policy):
+        super().__init__()
+        self.value, self.is_policy = nn.Parameter(torch.tensor(value, dtype=torch.float64)), is_policy
+
+    def forward(self, obs, _):
+        value = self.value.expand(len(obs))
+        return (value.unsqueeze(1), -value) if self.is_policy else value
+
+
+class Parabola(nn.Module):
+    """Q = -(h + 3)^2 / 4: the reward is best at an entropy of -3. The second twin is larger."""
+
+    def forward(self, obs, action):
+        q = -((action[:, 0] + 3) ** 2) / 4
+        return torch.stack([q, q + 1]), torch.ones_like(q).expand(2, -1)
+
+
+def one_state_agent(center_entropy, gamma, tau, h, qe, policy_lr, alpha_lr):
+    """A real dsac_e.Agent on a process of a single state without end. The networks are numbers; gradient
+    descent sets Qe to its target in one step. Qe, with centering the shift, starts at qe.
+    """
+    args = dsac_e.Args(env_id="Ant-v4", gamma=gamma, tau=tau, hidden_width=2, center_entropy=center_entropy)
+    agent = dsac_e.Agent(args, 1, -np.ones(1), np.ones(1)).double()
+    net = 0.0 if center_entropy else qe
+    agent.policy, agent.target_policy = Scalar(h, True), Scalar(h, True)
+    agent.entropy_critic, agent.target_entropy_critic = Scalar(net, False), Scalar(net, False)
+    agent.critics = agent.target_critics = Parabola()
+    agent.shift.fill_(qe if center_entropy else 0.0)
+    agent.critic_weights = [agent.entropy_critic.value]
+    agent.policy_weights = [agent.policy.value, agent.log_alpha]
+    agent.online_weights = [agent.policy.value, agent.entropy_critic.value]
+    agent.target_weights = [agent.target_policy.value.detach(), agent.target_entropy_critic.value.detach()]
+    rates = zip((*agent.critic_weights, *agent.policy_weights), (0.5, policy_lr, alpha_lr), strict=True)
+    agent.optimizer = torch.optim.SGD([{"params": [weight], "lr": lr} for weight, lr in rates], 0.0)
+    zeros = torch.zeros(2, 1, dtype=torch.float64)
+    return agent, dsac_e.Batch(zeros, zeros, zeros[:, 0], zeros, zeros[:, 0])
+
+
+@pytest.mark.parametrize("center_entropy", [False, True])
+def test_time_constant_of_the_entropy_critic(center_entropy):
+    """A step of the policy's entropy from -1 to -2 with gamma = 0.95, tau = 0.05, policy_delay = 2: Qe covers
+    1 - 1/e of its way from -19 to -38 in 2 * 20 / 0.05 = 800 updates, with --center-entropy in 1 / 0.05 = 20.
+    """
+    agent, batch = one_state_agent(center_entropy, 0.95, 0.05, -1.0, -19.0, policy_lr=0.0, alpha_lr=0.0)
+    for update in range(10):
+        log = agent.update(batch, update % 2 == 0)
+    assert log["entropy/qe"].mean().item() == pytest.approx(-19)  # an equilibrium
+    with torch.no_grad():
+        agent.policy.value.fill_(-2.0)
+        agent.target_policy.value.fill_(-2.0)
+    update, threshold = 0, -19 - 19 * (1 - 1 / math.e)
+    while agent.update(batch, update % 2 == 0)["entropy/qe"].mean() > threshold and update < 2000:
+        update += 1
+    assert update == pytest.approx(20 if center_entropy else 800, rel=0.2)
+
+
+def test_closed_loop_meets_the_budget_and_centering_reduces_the_overshoot():
+    """From alpha = e and Qe = 0, PIS, PIM and TUP converge to the solution of the constrained problem:
+    the budget of -1 / (1 - gamma) makes h = -1, and dQ/dh + alpha = 0 makes alpha = (h + 3) / 2 = 1. Without
+    centering log_alpha first falls to -0.4, with centering to -0.04.
+    """
+    overshoot = []
+    for center_entropy in (False, True):
+        start = {"h": 2 * math.e - 3, "qe": 0.0}
+        agent, batch = one_state_agent(center_entropy, 0.9, 0.2, **start, policy_lr=2.0, alpha_lr=0.002)
+        path = []
+        for update in range(1200):
+            log = agent.update(batch, update % 2 == 0)
+            path.append(agent.log_alpha.item())
+            if update % 2 == 0:
+                trajectory_entropy = log["entropy/trajectory"].mean().item()
+        assert agent.policy.value.item() == pytest.approx(-1, abs=5e-3)
+        assert trajectory_entropy == pytest.approx(-10, abs=5e-2)
+        assert path[-1] == pytest.approx(0, abs=5e-3)
+        overshoot.append(-min(path))
+    assert overshoot[0] > 0.3 and overshoot[1] < 0.1

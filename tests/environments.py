@@ -1,0 +1,408 @@
+"""Small environments, most of them with one fault, and functions that run a script on them.
+
+Importing this module registers each class as <Name>-v0. A subprocess names it environments:<Name>-v0.
+"""
+
+import gc
+import importlib
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+SCRIPTS = ("dsac_e", "dsac_t", "sac", "td3")
+SMALL = {"num_envs": 2, "total_timesteps": 100, "learning_starts": 40, "batch_size": 8, "buffer_size": 1000,
+         "hidden_width": 8, "eval_interval": 50, "eval_episodes": 2, "compile": False, "device": "cpu"}  # fmt: skip
+
+
+def options(env: str, run_dir: Path, **arguments) -> list[str]:
+    """Command-line options of a small run; None omits an option."""
+    arguments = {"env_id": f"environments:{env}-v0", "run_dir": run_dir} | SMALL | arguments
+    words = []
+    for name, value in arguments.items():
+        name = name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [f"--{name}" if value else f"--no-{name}"]
+        elif value is not None:
+            words += [f"--{name}", str(value)]
+    return words
+
+
+def main(script: str, words: list[str]) -> int | str | Exception | None:
+    """Calls main() of a script. Returns None, the argument of sys.exit, or the exception that it raised."""
+    module = importlib.import_module(script)
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = sys.argv, sys.path.copy(), [signal.getsignal(number) for number in signals]
+    sys.argv = [f"{script}.py", *map(str, words)]
+    try:
+        module.main()
+    except SystemExit as error:
+        return error.code
+    except Exception as error:
+        return error.with_traceback(None)
+    finally:
+        sys.argv, sys.path[:], handlers = before
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
+        gc.collect()  # releases the lock of the run directory
+
+
+def train(env: str, run_dir: Path, script: str = "dsac_e", **arguments):
+    return main(script, options(env, run_dir, **arguments))
+
+
+def start(words: list[str], script: str = "dsac_e", **kwargs) -> subprocess.Popen:
+    """Starts a script as a process in the directory of this module."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": TESTS}
+    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        [sys.executable, ROOT / f"{script}.py", *words], **pipes | {"env": environ} | kwargs
+    )
+
+
+def scalars(run_dir: Path) -> dict[str, dict[int, float]]:
+    """The scalars of a run by tag and step, as TensorBoard shows them; asserts that no step occurs twice."""
+    events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
+    points = {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    assert all(len(dict(values)) == len(values) for values in points.values()), "a step occurs twice"
+    return {tag: dict(values) for tag, values in points.items()}
+
+
+def load(run_dir: Path, name: str = "checkpoint.pt") -> dict:
+    return torch.load(run_dir / name, weights_only=True)
+
+
+def flat(value) -> list:
+    """The leaves of nested dictionaries and lists."""
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
+    return [value] if items is None else [leaf for item in items for leaf in flat(item)]
+
+
+def equal(first: dict, second: dict) -> bool:
+    """Whether the networks, the optimizers and the transitions of two checkpoints are bitwise equal."""
+    leaves = [
+        flat([content[part] for part in ("agent", "optimizer", "replay")]) for content in (first, second)
+    ]
+    return all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(*leaves, strict=True))
+
+
+def box(low, high, shape=None, dtype=np.float32) -> gym.spaces.Box:
+    low, high = (np.broadcast_to(bound, shape or np.shape(bound)).astype(dtype) for bound in (low, high))
+    return gym.spaces.Box(low, high, dtype=dtype)
+
+
+class RecordingEnv(gym.Env):
+    """Observes (copy, episode, time). Episodes in turn terminate after 3 steps and are truncated after 5.
+
+    The class records the seeds of reset() and the actions of each copy.
+    """
+
+    observation_space = box(-np.inf, np.inf, (3,))
+    action_space = box(np.array([-2.0, 1.0]), np.array([5.0, 1.5]))
+    copies, seeds, actions = 0, [], {}
+
+    def __init__(self):  # without render_mode
+        self.copy, self.episode, self.time = RecordingEnv.copies, -1, 0
+        RecordingEnv.copies += 1
+        RecordingEnv.actions[self.copy] = []
+
+    @classmethod
+    def clear(cls):
+        RecordingEnv.copies, RecordingEnv.seeds, RecordingEnv.actions = 0, [], {}
+
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            RecordingEnv.seeds.append(seed)
+        self.episode, self.time = self.episode + 1, 0
+        return self.observe(), {}
+
+    def observe(self):
+        return np.array([self.copy, self.episode, self.time], np.float32)
+
+    def step(self, action):
+        RecordingEnv.actions[self.copy].append(action.copy())
+        self.time += 1
+        terminated = self.episode % 2 == 0 and self.time == 3
+        truncated = self.episode % 2 == 1 and self.time == 5
+        return self.observe(), self.reward(), terminated, truncated, {}
+
+    def reward(self):
+        return 100.0 * self.episode + self.time
+
+    def close(self):
+        pass
+
+
+def call_at(monkeypatch, n: int, function):
+    """Calls a function in the n-th step of RecordingEnv from now on, all copies counted.
+
+    In a run of the sizes SMALL, steps 1-6 belong to the first evaluation, 7-56 to training, 57-62 to the evaluation
+    at step 50, 63-112 to training, 113-118 to the last evaluation.
+    """
+    calls, reward = [], RecordingEnv.reward
+
+    def counted(self):
+        calls.append(self)
+        if len(calls) == n:
+            function()
+        return reward(self)
+
+    monkeypatch.setattr(RecordingEnv, "reward", counted)
+
+
+class MutatingEnv(RecordingEnv):
+    """Changes the action array in place."""
+
+    def step(self, action):
+        result = super().step(action)
+        action *= 10
+        return result
+
+
+class ReusingEnv(RecordingEnv):
+    """Returns the same observation array every time."""
+
+    def observe(self):
+        if not hasattr(self, "array"):
+            self.array = np.zeros(3, np.float32)
+        self.array[:] = super().observe()
+        return self.array
+
+
+class NarrowEnv(RecordingEnv):
+    action_space = box(-0.002, 0.002, (2,))
+
+
+class WideEnv(RecordingEnv):
+    action_space = box(-2000, 2000, (2,))
+
+
+class ExtremeEnv(RecordingEnv):
+    """A box whose width overflows float32."""
+
+    action_space = box(-3e38, 3e38, (2,))
+
+
+class InfosEnv(RecordingEnv):
+    """Infos change shape, are None, or have the keys of the vector environment."""
+
+    def step(self, action):
+        *result, _ = super().step(action)
+        info = {"array": np.zeros(self.time), "none": None if self.time % 2 else 1.0, "final_obs": "nothing"}
+        return *result, info | {"final_info": {"a": 1}, "episode": {"r": 1e9}}
+
+
+class GlobalRandomEnv(RecordingEnv):
+    """Draws from the global generators instead of its own."""
+
+    def reset(self, **kwargs):
+        obs, _ = super().reset(**kwargs)
+        return obs + np.random.uniform(size=3).astype(np.float32), {}
+
+    def reward(self):
+        return random.random()
+
+
+class NanResetEnv(RecordingEnv):
+    def reset(self, **kwargs):
+        return np.full(3, np.nan, np.float32), super().reset(**kwargs)[1]
+
+
+class NanObservationEnv(RecordingEnv):
+    """The observation or the reward of the last step of the episode `when` is replaced by `value`."""
+
+    when, value, what = 2, np.nan, "obs"
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        if self.episode == self.when and (terminated or truncated):
+            if self.what == "obs":
+                obs = np.full_like(obs, self.value)
+            else:
+                reward = self.value
+        return obs, reward, terminated, truncated, info
+
+
+class InfiniteObservationEnv(NanObservationEnv):
+    value = np.inf
+
+
+class NanRewardEnv(NanObservationEnv):
+    what = "reward"
+
+
+class InfiniteRewardEnv(NanObservationEnv):
+    what, value = "reward", -np.inf
+
+
+class OverflowRewardEnv(NanObservationEnv):
+    what, value = "reward", 1e39
+
+
+class ArrayRewardEnv(NanObservationEnv):
+    what, value = "reward", np.ones(2)
+
+
+class ShapeEnv(RecordingEnv):
+    """Observations have another shape than the space."""
+
+    def observe(self):
+        return np.zeros(4, np.float32)
+
+
+class RaggedEnv(RecordingEnv):
+    """Observations are not an array."""
+
+    def observe(self):
+        return [0.0, [1.0, 2.0], 3.0]
+
+
+class OverflowObservationEnv(RecordingEnv):
+    """A float64 observation that float32 cannot represent."""
+
+    observation_space = box(-np.inf, np.inf, (3,), np.float64)
+
+    def observe(self):
+        return np.full(3, 1e39 if self.episode == 2 else 0.0)
+
+
+class NanIntegerEnv(RecordingEnv):
+    """NaN in an observation that its space declares as an integer."""
+
+    observation_space = box(-1000, 1000, (3,), np.int64)
+
+    def observe(self):
+        return np.full(3, np.nan if self.episode == 2 else 0.0)
+
+
+class RaisingStepEnv(RecordingEnv):
+    def reward(self):
+        if self.episode == 4:
+            raise ZeroDivisionError("the robot fell")
+        return 0.0
+
+
+class RaisingCloseEnv(RecordingEnv):
+    def close(self):
+        raise ZeroDivisionError("close")
+
+
+class EndlessEnv(RecordingEnv):
+    def step(self, action):
+        obs, reward, *_ = super().step(action)
+        return obs, reward, False, False, {}
+
+
+class OneStepEnv(RecordingEnv):
+    """Episodes of one step."""
+
+    def step(self, action):
+        obs, reward, *_ = super().step(action)
+        return obs, reward, True, False, {}
+
+
+class StaggeredEnv(RecordingEnv):
+    """In each pair of copies the first is truncated after 2 steps and the second after 5; the reward is 10 * episode + time."""
+
+    def step(self, action):
+        obs, *_ = super().step(action)
+        return obs, 10.0 * self.episode + self.time, False, self.time == (2, 5)[self.copy % 2], {}
+
+
+class DictionaryEnv(RecordingEnv):
+    observation_space = gym.spaces.Dict({"a": box(-1, 1, (2,))})
+
+
+class ImageEnv(RecordingEnv):
+    observation_space = box(0, 255, (8, 8, 3), np.uint8)
+
+
+class IntegerActionEnv(RecordingEnv):
+    action_space = box(-3, 4, (2,), np.int64)
+
+
+class UnboundedEnv(RecordingEnv):
+    action_space = box(-np.inf, np.inf, (2,))
+
+
+class ManyBoundsEnv(RecordingEnv):
+    """Refused, and the bounds of its space take several lines to print."""
+
+    action_space = box(np.arange(60), np.arange(60) + 1, dtype=np.int64)
+
+
+class Float64Env(RecordingEnv):
+    """float64 everywhere; bounds that float32 cannot represent."""
+
+    observation_space = box(-np.inf, np.inf, (3,), np.float64)
+    action_space = box(np.array([-0.4, 0.1]), np.array([0.4, 0.7]), dtype=np.float64)
+
+    def step(self, action):
+        assert action.dtype == np.float64 and self.action_space.contains(action), action
+        return super().step(action)
+
+
+class IntegerObservationEnv(RecordingEnv):
+    observation_space = box(-1000, 1000, (3,), np.int64)
+
+
+class RenderingEnv(RecordingEnv):
+    """Its picture shows the time: black at 0, white at 5, where the episode ends."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        self.render_mode = render_mode
+
+    def step(self, action):
+        obs, reward, *_ = super().step(action)
+        return obs, reward, self.time == 5, False, {}
+
+    def render(self):
+        return np.full((64, 64, 3), 51 * self.time, np.uint8)
+
+
+class ProbeEnv(gym.Env):
+    """Four kinds of episodes whose values are known, shown in the observation as a one-hot vector and the time.
+
+    Kind 0: reward 1, truncated after 2 steps. Kind 1: reward 1, terminates after 1 step. Kind 2: reward 1 in the
+    second step, where it terminates. Kind 3: reward -(action - 0.5)^2, terminates after 1 step.
+    """
+
+    observation_space = box(0, 1, (5,))
+    action_space = box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.kind, self.time = self.np_random.integers(4), 0
+        return self.observe(), {}
+
+    def observe(self):
+        obs = np.zeros(5, np.float32)
+        obs[self.kind] = 1
+        obs[4] = self.time == 1 and self.kind == 2
+        return obs
+
+    def step(self, action):
+        reward = (1.0, 1.0, float(self.time), -((action[0] - 0.5) ** 2))[self.kind]
+        self.time += 1
+        truncated = self.kind == 0 and self.time == 2
+        terminated = self.kind != 0 and self.time == (1, 1, 2, 1)[self.kind]
+        return self.observe(), reward, terminated, truncated, {}
+
+
+for env in [value for value in vars().values() if isinstance(value, type) and issubclass(value, gym.Env)]:
+    if env is not gym.Env:
+        gym.register(f"{env.__name__.removesuffix('Env')}-v0", env)

@@ -1,0 +1,333 @@
+"""The run directory as the identity of a run: resuming, refusing, interruptions, kill -9, damaged files, full disks."""
+
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import environments
+import pytest
+import sac
+import torch
+from environments import RecordingEnv, call_at, load, main, scalars, start, train
+
+MOMENTS = {"training": 20, "evaluation": 58, "training after it": 80, "last evaluation": 114}
+
+
+@pytest.fixture(autouse=True)
+def clear():
+    """An empty record; signals as in a terminal, also if the tests run in the background or under nohup."""
+    RecordingEnv.clear()
+    handlers = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The directory of a finished run of SAC; tests work on copies."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    assert train("Recording", directory, "sac") is None
+    return directory
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def content(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != "run.lock"}
+
+
+def test_a_finished_run_says_so(run_dir, capsys):
+    before = content(run_dir)
+    assert main("sac", ["--run-dir", run_dir]) is None
+    assert train("Recording", run_dir, "sac") is None
+    assert train("Recording", run_dir, "sac", total_timesteps=90) is None
+    assert capsys.readouterr().out.splitlines() == [f"{run_dir} is already finished at step 100"] * 3
+    assert content(run_dir) == before
+
+
+def test_a_longer_run_continues(run_dir, capsys):
+    assert main("sac", ["--run-dir", run_dir, "--total-timesteps", "150"]) is None
+    assert "from step 100;" in capsys.readouterr().out
+    assert load(run_dir)["step"] == load(run_dir, "policy.pt")["step"] == 150
+    assert list(scalars(run_dir)["eval/episodic_return"]) == [0, 50, 100, 150]
+    assert load(run_dir)["args"]["hidden_width"] == 8  # from the run, not the default
+    moments = load(run_dir)["optimizer"]["state"]
+    assert (
+        max(float(moment["step"]) for moment in moments.values()) == 55
+    )  # one update per vector step from 40 on
+
+
+@pytest.mark.parametrize("arguments, says", [
+    ({"gamma": 0.5, "hidden_width": 16}, "was started with another (gamma, hidden_width|hidden_width, gamma): "),
+    ({"seed": 1}, "was started with another seed: "),
+    ({"env_id": "environments:OneStep-v0"}, "was started with another env_id: "),
+    ({"script": "td3"}, "it was saved by sac.py"),
+])  # fmt: skip
+def test_another_run_is_refused(run_dir, arguments, says):
+    before = content(run_dir)
+    assert re.search(says, train("Recording", run_dir, **{"script": "sac"} | arguments))
+    assert content(run_dir) == before
+
+
+def test_what_may_change(run_dir):
+    arguments = {"total_timesteps": 120, "eval_interval": 10, "eval_episodes": 1, "checkpoint_interval": 30}
+    assert train("Recording", run_dir, "sac", device="auto", compile=True, **arguments) is None
+
+
+def test_a_directory_of_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    assert "contains other files" in train("Recording", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_log_of_the_shell_does_not_count(tmp_path):
+    (tmp_path / "log.txt").touch()
+    assert train("Recording", tmp_path) is None
+
+
+def test_changed_spaces_are_refused(run_dir, monkeypatch):
+    monkeypatch.setattr(RecordingEnv, "action_space", environments.box(-1, 1, (2,)))
+    for arguments in ([], ["--evaluate"]):
+        assert "has changed" in main("sac", ["--run-dir", run_dir, "--total-timesteps", "150", *arguments])
+
+
+@pytest.mark.parametrize(
+    "moment, name",
+    [(moment, "SIGINT") for moment in MOMENTS] + [("evaluation", "SIGTERM"), ("evaluation", "SIGHUP")],
+)
+def test_a_signal_saves_and_the_printed_command_resumes(tmp_path, monkeypatch, capsys, moment, name):
+    number = getattr(signal, name)
+    run_dir = tmp_path / "a directory"
+    with monkeypatch.context() as patch:
+        call_at(patch, MOMENTS[moment], lambda: [signal.raise_signal(number) for _ in range(2)])
+        assert train("Recording", run_dir, "sac") == 128 + number
+        if "evaluation" in moment:  # it ends at once
+            assert sum(map(len, RecordingEnv.actions.values())) <= MOMENTS[moment] + 1
+    step = {"training": 14, "evaluation": 50, "training after it": 68, "last evaluation": 100}[moment]
+    saved = load(run_dir)
+    assert (saved["step"], len(saved["replay"]), saved["finished"]) == (step, step, False)
+    command = re.search(rf"stopped at step {step}; .*: (python .*)", capsys.readouterr().out)[1]
+    assert main("sac", shlex.split(command)[2:]) is None
+    out = capsys.readouterr().out
+    assert f"from step {step};" in out and "finished at step 100" in out
+    assert load(run_dir)["step"] == 100 and load(run_dir)["finished"]
+    assert {0, 50, 100} <= scalars(run_dir)["eval/episodic_return"].keys() <= {0, 14, 50, 68, 100}
+
+
+def test_an_ignored_sighup_stays_ignored(tmp_path, monkeypatch):
+    call_at(monkeypatch, 20, lambda: signal.raise_signal(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert train("Recording", tmp_path / "run", "sac") is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_during_a_save(tmp_path, monkeypatch):
+    def interrupted(saved, file):
+        if "replay" in saved:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        write(saved, file)
+
+    write = torch.save
+    monkeypatch.setattr(torch, "save", interrupted)
+    assert train("Recording", tmp_path / "run", "sac", checkpoint_interval=60) == 128 + signal.SIGINT
+    assert load(tmp_path / "run")["step"] == 62
+
+
+def test_signals_to_a_process(tmp_path):
+    process = start(environments.options("Recording", tmp_path / "run", total_timesteps=10**7), "sac")
+    while "step 50:" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM and err == ""
+    assert f"stopped at step {load(tmp_path / 'run')['step']};" in out
+
+
+def test_a_closed_pipe(tmp_path):
+    """As in `python sac.py | head -1`."""
+    process = start(environments.options("Recording", tmp_path / "run", total_timesteps=10**7), "sac")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.read()
+    assert process.wait(timeout=60) != 0 and load(tmp_path / "run")["step"] >= 0
+
+
+def fork(function) -> int:
+    """Runs a function in a child process that prints nothing. Returns the process id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            os.dup2(1, 2)
+            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+            function()
+        finally:
+            os._exit(0)
+    return child
+
+
+@pytest.mark.parametrize("name", ["policy.pt", "checkpoint.pt"])
+@pytest.mark.parametrize("point", ["write", "replace"])
+def test_kill_9_during_a_save_keeps_the_previous_files(run_dir, monkeypatch, name, point):
+    def kill_write(saved, file):
+        if ("replay" in saved) == (name == "checkpoint.pt"):
+            file.write(b"half of a checkpoint")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(saved, file)
+
+    def kill_replace(source, target):
+        if str(target).endswith(name):
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, target)
+
+    write, replace = torch.save, os.replace
+    before = content(run_dir)
+
+    def child():
+        monkeypatch.setattr(
+            *((torch, "save", kill_write) if point == "write" else (os, "replace", kill_replace))
+        )
+        main("sac", ["--run-dir", run_dir, "--total-timesteps", "150"])
+
+    assert os.waitstatus_to_exitcode(os.waitpid(fork(child), 0)[1]) == -signal.SIGKILL
+    assert content(run_dir)[name] == before[name]
+    assert main("sac", ["--run-dir", run_dir, "--total-timesteps", "150"]) is None
+    assert load(run_dir)["step"] == 150 and not (run_dir / "save.tmp").exists()
+
+
+def test_kill_9_at_random_moments(tmp_path):
+    run_dir = tmp_path / "run"
+    generator = random.Random(0)
+    steps = []
+    arguments = {"total_timesteps": 10**6, "checkpoint_interval": 2, "eval_interval": 10**6}
+    for _ in range(6):
+        child = fork(lambda: train("Recording", run_dir, "sac", **arguments))
+        time.sleep(generator.uniform(0.2, 1.2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        steps.append(load(run_dir)["step"] if (run_dir / "checkpoint.pt").exists() else 0)
+    assert steps == sorted(steps) and steps[-1] > 0
+    assert train("Recording", run_dir, "sac", total_timesteps=max(100, steps[-1] + 20)) is None
+    assert len(load(run_dir)["replay"]) == min(load(run_dir)["step"], 1000)
+    scalars(run_dir)
+
+
+def test_a_run_without_a_checkpoint_starts_over(run_dir, capsys):
+    (run_dir / "checkpoint.pt").unlink()
+    assert train("Recording", run_dir, "sac") is None
+    assert "from step 0;" in capsys.readouterr().out
+    assert list(scalars(run_dir)["eval/episodic_return"]) == [0, 50, 100]
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("name", ["policy.pt", "checkpoint.pt"])
+@pytest.mark.parametrize("what", ["empty", "truncated", "text", "list", "dictionary", "malicious"])
+def test_damaged_and_foreign_files(run_dir, tmp_path, monkeypatch, name, what):
+    path = run_dir / name
+    data = path.read_bytes()
+    contents = {"empty": b"", "truncated": data[: len(data) // 2], "text": b"some text", "list": [1, 2],
+                "dictionary": {"a": 1}, "malicious": {"algorithm": Malicious()}}  # fmt: skip
+    if isinstance(contents[what], bytes):
+        path.write_bytes(contents[what])
+    else:
+        torch.save(contents[what], path)
+    monkeypatch.chdir(tmp_path)
+    before = path.read_bytes()
+    message = main("sac", ["--run-dir", run_dir, "--total-timesteps", "150"])
+    assert message.startswith(f"{path} is damaged") and "\n" not in message
+    assert path.read_bytes() == before and not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("n", [None, 80], ids=["at the start", "later"])
+def test_a_full_disk(tmp_path, monkeypatch, n):
+    """Writing to /dev/full fails as on a full disk."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    call_at(monkeypatch, n, lambda: (run_dir / "save.tmp").symlink_to("/dev/full"))
+    if n is None:
+        (run_dir / "save.tmp").symlink_to("/dev/full")
+    message = train("Recording", run_dir, "sac", checkpoint_interval=60, eval_interval=50)
+    assert "cannot write" in message and "No space left on device" in message and "\n" not in message
+    assert not (run_dir / "save.tmp").is_symlink()
+    monkeypatch.undo()
+    assert train("Recording", run_dir, "sac", checkpoint_interval=60) is None
+
+
+def test_a_second_process_is_refused(tmp_path):
+    code = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "run.lock"], stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True)  # fmt: skip
+    other.stdout.readline()
+    assert train("Recording", tmp_path, "sac") == f"another process is training in {tmp_path}"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
+    other.communicate("\n")
+    assert train("Recording", tmp_path, "sac") is None
+
+
+def test_a_run_holds_the_lock(tmp_path, monkeypatch):
+    held = []
+    code = "import filelock, sys; filelock.FileLock(sys.argv[1], blocking=False).acquire()"
+    command = [sys.executable, "-c", code, tmp_path / "run/run.lock"]
+    call_at(monkeypatch, 20, lambda: held.append(subprocess.run(command, capture_output=True).returncode))
+    assert train("Recording", tmp_path / "run", "sac") is None and held == [1]
+
+
+@pytest.mark.parametrize("what", ["weight", "moment", "action"])
+def test_a_diverged_run_keeps_the_last_checkpoint(tmp_path, monkeypatch, what):
+    update, calls = sac.Agent.update, []
+
+    def diverge(self, batch, update_policy):
+        log = update(self, batch, update_policy)
+        calls.append(0)
+        if len(calls) == 25:  # step 88
+            with torch.no_grad():
+                if what == "moment":
+                    next(iter(self.optimizer.state.values()))["exp_avg"].fill_(torch.inf)
+                else:
+                    network = self.policy if what == "action" else self.target_critics
+                    network.net[-1].bias.fill_(torch.nan)
+        return log
+
+    monkeypatch.setattr(sac.Agent, "update", diverge)
+    monkeypatch.setattr(sac, "LOG_INTERVAL", 1)
+    message = train("Recording", tmp_path / "run", "sac", checkpoint_interval=60)
+    assert re.search(r"training.* diverged", message) and "\n" not in message
+    assert load(tmp_path / "run")["step"] == 60
+    assert 84 in scalars(tmp_path / "run")["losses/pev"]  # the log shows how it diverged
+
+
+def test_an_edited_script_is_noted(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(sac, "CODE", sac.CODE + 1)
+    assert main("sac", ["--run-dir", run_dir, "--total-timesteps", "120"]) is None
+    assert f"note: {run_dir} was saved by another version of this script" in capsys.readouterr().out
+
+
+def test_checkpoints_at_intervals(tmp_path, monkeypatch):
+    """A power failure at step 88 costs the steps since 80."""
+    call_at(monkeypatch, 100, lambda: shutil.copytree(tmp_path / "run", tmp_path / "copy"))
+    train("Recording", tmp_path / "run", "sac", checkpoint_interval=40)
+    assert load(tmp_path / "copy")["step"] == 80
+    assert main("sac", ["--run-dir", tmp_path / "copy"]) is None
+    assert list(scalars(tmp_path / "copy")["eval/episodic_return"]) == [0, 50, 80, 100]

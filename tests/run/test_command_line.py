@@ -1,0 +1,87 @@
+"""The command line: mistakes cost one line, printed commands work."""
+
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from environments import ROOT, TESTS, RecordingEnv, load, main, options, train
+
+
+@pytest.mark.parametrize("words, says", [
+    ("--env-id Nosuch-v0", "cannot make Nosuch-v0: Environment `Nosuch` doesn't exist"),
+    ("--env-id nosuch:X-v0", "No module named 'nosuch'"),
+    ("--env-id a:b:c-v0", "cannot make a:b:c-v0"),
+    ("--env-id Ant-v2", "cannot make Ant-v2"),
+    ("--env-id CartPole-v1", "actions real and bounded"),
+    ("--num-envs 0", "--num-envs 0 "), ("--num-envs 1001", "--num-envs 1001 "),
+    ("--batch-size -1", "--batch-size -1 "), ("--batch-size 1001", "--batch-size 1001 "),
+    ("--policy-lr 0", "--policy-lr 0.0 "), ("--policy-lr nan", "--policy-lr nan "),
+    ("--critic-lr inf", "--critic-lr inf "), ("--alpha-lr -1", "--alpha-lr -1.0 "),
+    ("--seed -1", "--seed -1 "), ("--seed 36893488147419103232", "--seed 36893488147419103232 "),
+    ("--gamma 1", "--gamma 1.0 "), ("--gamma -0.1", "--gamma -0.1 "), ("--tau 1.1", "--tau 1.1 "),
+    ("--rho 1e300", "--rho 1e+300 "), ("--rho -1", "--rho -1.0 "),
+    ("--learning-starts 100", "--learning-starts 100 "), ("--total-timesteps 0", "-"),
+    ("--eval-interval 0", "--eval-interval 0 "), ("--checkpoint-interval 0", "--checkpoint-interval 0 "),
+    ("--buffer-size 1000000000000000", "cannot train in .*memory"),
+    ("--device nonsense", "cannot train in .* on nonsense"),
+    ("--run-dir /dev/null/run", "cannot train in /dev/null/run"), ("--run-dir /dev/null", "cannot train in /dev/null"),
+    ("--evaluate", "there is no policy.pt in "), ("--capture-video", "there is no policy.pt in "),
+])  # fmt: skip
+def test_one_line(tmp_path, monkeypatch, words, says):
+    """Exit code 1, and a start that fails leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
+    message = main("dsac_e", options("Recording", tmp_path / "run") + words.split())
+    assert re.search(says, message) and "\n" not in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", ["--no-such-option", "--seed x", "--no-res"])
+def test_errors_of_the_parser(words, capsys):
+    assert main("dsac_e", words.split()) == 2
+    assert words.split()[0] in capsys.readouterr().err
+
+
+def test_smallest_values(tmp_path):
+    words = {"gamma": 0, "learning_starts": 0, "rho": 0, "num_envs": 1, "batch_size": 1, "total_timesteps": 3,
+             "eval_episodes": 1, "eval_interval": 1, "checkpoint_interval": 1, "tau": 1, "buffer_size": 1}  # fmt: skip
+    assert train("Recording", tmp_path / "run", **words) is None
+    assert load(tmp_path / "run")["step"] == 3
+
+
+def test_default_directory_and_module_in_the_working_directory(tmp_path):
+    """As a user starts it, with an environment of his own, an id without version and a log file beside the run."""
+    (tmp_path / "own.py").write_text(f"import sys; sys.path.append({str(TESTS)!r}); import environments")
+    words = options("Recording", None, run_dir=None) + ["--env-id", "own:Recording"]
+    command = [sys.executable, ROOT / "sac.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Recording-v0 on cpu from step 0" in done.stdout
+    assert load(tmp_path / "runs/own-Recording__sac__0")["step"] == 100
+    done = subprocess.run([*command, "--gamma", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.parametrize("script", ["dsac_e", "dsac_t", "sac", "td3"])
+def test_evaluate(tmp_path, script, capsys):
+    """The printed command evaluates the policy; the run does not change."""
+    run_dir = tmp_path / "it's a run"
+    train("Recording", run_dir, script)
+    command = re.search(r"to resume or --evaluate: (python .*)", capsys.readouterr().out)[1]
+    before = {path: path.read_bytes() for path in run_dir.iterdir()}
+    RecordingEnv.clear()
+    words = shlex.split(command)
+    assert words[:2] == ["python", f"{script}.py"] and main(script, [*words[2:], "--evaluate"]) is None
+    expected = "environments:Recording-v0, policy of step 100, 2 episodes: return 6.0 +- 0.0, length 3\n"
+    assert capsys.readouterr().out == expected
+    assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
+    assert main(script, ["--run-dir", run_dir, "--evaluate", "--eval-episodes", "3", "--seed", "9"]) is None
+    assert "3 episodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", ["--hidden-width 16", "--total-timesteps 10"])
+def test_evaluate_with_arguments_that_do_not_matter(tmp_path, words):
+    train("Recording", tmp_path / "run")
+    result = main("dsac_e", ["--run-dir", tmp_path / "run", "--evaluate", *words.split()])
+    assert result is None or (isinstance(result, str) and "another" in result)

@@ -1,0 +1,64 @@
+"""The compiled update is the eager one; a failing compilation does not end the run."""
+
+import copy
+
+import numpy as np
+import pytest
+import sac
+import torch
+import torch._inductor.config
+from environments import load, train
+
+
+@torch._inductor.config.patch(fallback_random=True)  # otherwise compiled noise is another stream
+def test_compiled_updates_equal_eager_updates():
+    """fullgraph=True fails on a graph break."""
+    low, high = np.array([-2, 1], np.float32), np.array([5, 1.5], np.float32)
+    torch.manual_seed(0)
+    eager = sac.Agent(sac.Args(hidden_width=16), 3, low, high)
+    rows = np.random.default_rng(0).normal(size=(64, 10))
+    buffer = sac.ReplayBuffer(64, 3, 2, "cpu")
+    buffer.add(rows[:, :3], rows[:, 3:5], rows[:, 5:8], rows[:, 8], rows[:, 9] > 1)
+    compiled = copy.deepcopy(eager)
+    for name in ("online_weights", "target_weights", "critic_weights", "policy_weights"):  # of the copy
+        assert getattr(compiled, name)[0] is not getattr(eager, name)[0]
+    sac.compile_update(compiled, buffer.sample(16))
+    assert "critic_gradients" in vars(compiled) and "policy_gradients" in vars(compiled)
+    before = copy.deepcopy(compiled.state_dict())
+    assert all(
+        torch.equal(value, before[name]) for name, value in eager.state_dict().items()
+    )  # it changed nothing
+    torch.manual_seed(1)
+    for i in range(6):
+        batch, state = buffer.sample(16), torch.get_rng_state()
+        expected = eager.update(batch, i % 2 == 0)
+        torch.set_rng_state(state)
+        logged = compiled.update(batch, i % 2 == 0)
+        assert logged.keys() == expected.keys()
+        for tag in logged:
+            torch.testing.assert_close(logged[tag], expected[tag], rtol=1e-4, atol=1e-5)
+    for name, value in eager.state_dict().items():
+        torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=2e-5)
+        if name in before and "net" in name:
+            assert not torch.equal(before[name], value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no compiler\nand more"), AssertionError(), OSError("g++")])
+def test_a_failing_compilation(tmp_path, monkeypatch, capsys, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(sac, "COMPILE_FROM", 20)
+    monkeypatch.setattr(torch, "compile", fail)
+    assert train("Recording", tmp_path, "sac", compile=True) is None
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if "continuing in eager mode" in line]
+    assert str(error).partition("\n")[0] in line and load(tmp_path)["finished"]
+    assert sum(line.startswith("compiling the update") for line in lines) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"compile": False}, {"compile": True, "total_timesteps": 60}])
+def test_short_runs_and_no_compile(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.setattr(sac, "COMPILE_FROM", 30)
+    assert train("Recording", tmp_path, "sac", **arguments) is None
+    assert "compiling" not in capsys.readouterr().out

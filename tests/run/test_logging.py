@@ -1,0 +1,82 @@
+"""What TensorBoard shows is what the names say."""
+
+import re
+import time
+
+import dsac_e
+import pytest
+from environments import SCRIPTS, RecordingEnv, scalars, train
+
+COMMON = """charts/SPS charts/episodic_return charts/episodic_length eval/episodic_return eval/episodic_return_std
+eval/episodic_length losses/pev losses/pim critic/q_mean critic/q_std critic/target_mean critic/target_std"""
+TEMPERATURE = "losses/tup losses/alpha entropy/policy_mean entropy/policy_std entropy/budget"
+SIGMA = "critic/sigma_mean critic/sigma_std"
+ENTROPY_CRITIC = (
+    """losses/pis entropy/qe_mean entropy/qe_std entropy/trajectory_mean entropy/trajectory_std"""
+)
+TAGS = {"td3": COMMON, "sac": f"{COMMON} {TEMPERATURE}", "dsac_t": f"{COMMON} {TEMPERATURE} {SIGMA}",
+        "dsac_e": f"{COMMON} {TEMPERATURE} {SIGMA} {ENTROPY_CRITIC}"}  # fmt: skip
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_tags_of_a_run_of_200_updates(tmp_path, script):
+    train("OneStep", tmp_path, script, total_timesteps=440, eval_interval=300)
+    log = scalars(tmp_path)
+    assert log.keys() == set(TAGS[script].split())
+    for tag, points in log.items():  # one point per 100 updates, not one per episode
+        assert list(points) == [0, 300, 440] if tag.startswith("eval/") else [200, 400], tag
+
+
+def test_values(tmp_path, monkeypatch):
+    logs, update = [], dsac_e.Agent.update
+
+    def recorded(self, batch, update_policy):
+        logs.append(update(self, batch, update_policy) | {"critic_batch": batch})
+        return logs[-1]
+
+    monkeypatch.setattr(dsac_e, "LOG_INTERVAL", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            dsac_e.Agent, "update", lambda *args: {k: v for k, v in recorded(*args).items() if "/" in k}
+        )
+        train("OneStep", tmp_path, total_timesteps=240, batch_size=16)
+    log = scalars(tmp_path)
+    assert list(log["losses/pim"]) == list(range(40, 240, 20))
+    for step in log["losses/pim"]:
+        values = logs[step // 2 - 20]  # of the iteration that begins at this step
+        for tag in ("critic/q", "critic/sigma", "critic/target", "entropy/qe", "entropy/policy"):
+            assert log[f"{tag}_mean"][step] == pytest.approx(values[tag].double().mean().item(), rel=1e-5)
+            assert log[f"{tag}_std"][step] == pytest.approx(
+                values[tag].double().std(correction=0).item(), rel=1e-4
+            )
+        for tag in ("losses/pev", "losses/pis", "losses/pim", "losses/tup", "losses/alpha", "entropy/budget"):
+            assert log[tag][step] == pytest.approx(float(values[tag]))
+        last = (
+            step // 2
+        )  # index of the last episode of both environments; the return of episode i is 100 i + 1
+        episodes = range(max(0, last - 49), last + 1)
+        assert log["charts/episodic_return"][step] == pytest.approx(100 * sum(episodes) / len(episodes) + 1)
+        assert log["charts/episodic_length"][step] == 1
+
+
+def test_sps_counts_steps_per_second_without_evaluations(tmp_path, monkeypatch):
+    def slow(self):
+        time.sleep(0.002 if self.copy < 2 else 0.1)
+        return 0.0
+
+    RecordingEnv.clear()
+    monkeypatch.setattr(dsac_e, "LOG_INTERVAL", 5)
+    monkeypatch.setattr(RecordingEnv, "reward", slow)
+    train("OneStep", tmp_path, eval_interval=25)
+    rates = scalars(tmp_path)["charts/SPS"]
+    assert list(rates) == [40, 60, 80] and all(40 < rate <= 500 for rate in rates.values())
+
+
+def test_printed_returns_are_the_logged_ones(tmp_path, capsys):
+    train("Staggered", tmp_path)
+    log = scalars(tmp_path)
+    printed = re.findall(r"step (\d+): return (\S+) \+- (\S+)", capsys.readouterr().out)
+    assert [int(step) for step, *_ in printed] == [0, 50, 100]
+    for step, mean, std in printed:
+        assert float(mean) == pytest.approx(log["eval/episodic_return"][int(step)], abs=0.05)
+        assert float(std) == pytest.approx(log["eval/episodic_return_std"][int(step)], abs=0.05)

@@ -1,0 +1,79 @@
+"""results/plot.py: what is drawn and printed, from what was logged."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.tensorboard import SummaryWriter
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("plot", ROOT / "results/plot.py")
+plot = importlib.util.module_from_spec(spec)
+sys.modules["plot"] = plot
+spec.loader.exec_module(plot)
+ARGS = {"env_id": "Hopper-v4", "seed": 0, "rho": 1.0, "tec": True, "total_timesteps": 900}
+
+
+def log(run_dir: Path, curve: dict[int, float], algorithm="sac", purge=None, finished=True, **arguments):
+    """A run directory as the scripts write it."""
+    with SummaryWriter(str(run_dir), purge_step=purge) as writer:
+        for step, value in curve.items():
+            writer.add_scalar(plot.RETURN, value, step)
+            writer.add_scalar("losses/alpha", 0.1, step)
+    saved = {"algorithm": algorithm, "args": ARGS | arguments, "policy": {}, "finished": finished}
+    torch.save(saved, run_dir / "policy.pt")
+
+
+def run_plot(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["plot.py", *map(str, arguments)])
+    plot.tyro.cli(plot.main)
+
+
+def test_a_resumed_run_is_one_curve(tmp_path):
+    log(tmp_path / "a", {0: 1, 100: 2, 200: 99, 300: 98})
+    log(tmp_path / "a", {200: 3, 300: 4}, purge=200)
+    assert plot.read_run(tmp_path / "a")[1][plot.RETURN] == [(0, 1), (100, 2), (200, 3), (300, 4)]
+
+
+def test_lines_are_named_by_the_arguments_that_differ(tmp_path):
+    log(tmp_path / "a", {0: 0}, "dsac_e", rho=5.0)
+    log(tmp_path / "b", {0: 0}, "dsac_e", rho=20.0, seed=1, total_timesteps=50)
+    log(tmp_path / "c", {0: 0}, "dsac_e", rho=5.0, seed=3)
+    log(tmp_path / "d", {0: 0}, "dsac_e", rho=9.0, tec=False, env_id="Ant-v4")
+    lines = {(task, line): sorted(seeds) for (task, line, _), seeds in plot.read([tmp_path]).items()}
+    hopper = {("Hopper-v4", "DSAC-E --rho 5.0"): [0, 3], ("Hopper-v4", "DSAC-E --rho 20.0"): [1]}
+    assert lines == hopper | {("Ant-v4", "DSAC-E --no-tec"): [0]}
+
+
+def test_seeds_are_averaged_as_far_as_all_have_come():
+    steps, values = plot.over_seeds({0: [(0, 0.0), (100, 2.0), (200, 4.0)], 1: [(0, 2.0), (100, 4.0)]})
+    assert steps.tolist() == [0, 100] and values.mean(0).tolist() == [1, 3]
+    low, high = plot.interval(np.array([[1.0], [2.0], [6.0]]))
+    assert 1 <= low[0] < 3 < high[0] <= 6
+
+
+def test_table_figures_and_saved_curves(tmp_path, monkeypatch, capsys):
+    for seed in range(2):
+        log(tmp_path / f"runs/{seed}", {0: 5, 1000: 10 + 2 * seed}, seed=seed)
+    run_plot(monkeypatch, tmp_path / "runs", "--out", tmp_path / "first")
+    table = capsys.readouterr().out
+    assert "| Hopper-v4 | 11 [10, 12] (2 x 1k) |" in table
+    run_plot(monkeypatch, tmp_path / "first/curves.csv.gz", "--out", tmp_path / "second")
+    assert capsys.readouterr().out == table
+    for name in ("returns.png", "temperature.png"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_a_crashed_run_is_named_with_its_reason(tmp_path, monkeypatch, capsys):
+    log(tmp_path / "a", {0: 5}, finished=False)  # also: one evaluation only
+    (tmp_path / "a.log").write_text("step 0\ntraining diverged at step 70\n")
+    SummaryWriter(str(tmp_path / "b")).close()
+    run_plot(monkeypatch, tmp_path, "--out", tmp_path / "out")
+    notes = capsys.readouterr().err
+    assert "a is unfinished at step 0 of 900 (last line of a.log: training diverged at step 70)" in notes
+    assert "b is left out: it has no policy.pt" in notes
+    with pytest.raises(SystemExit, match="can be drawn"):
+        plot.read([tmp_path / "b"])

@@ -1,0 +1,46 @@
+"""--capture-video records one episode from its first to its last picture."""
+
+import dsac_e
+import gymnasium as gym
+import imageio
+from environments import main, train
+
+
+def times(path):
+    """The time in the episode, which the brightness of each picture of RenderingEnv shows."""
+    return [round(frame.mean() / 51) for frame in imageio.get_reader(path)]
+
+
+def test_the_video_shows_the_whole_episode(tmp_path, monkeypatch, capsys):
+    train("Rendering", tmp_path)
+    assert main("dsac_e", ["--run-dir", tmp_path, "--capture-video"]) is None
+    path = tmp_path / "rl-video-episode-0.mp4"
+    assert capsys.readouterr().out.endswith(f"1 episodes: return 15.0 +- 0.0, length 5\nvideo: {path}\n")
+    assert times(path) == [0, 1, 2, 3, 4, 5] and list(tmp_path.glob("*.mp4")) == [path]
+
+    monkeypatch.setattr(dsac_e, "EVAL_LIMIT", 3)  # an episode that is cut off
+    assert main("dsac_e", ["--run-dir", tmp_path, "--capture-video"]) is None
+    assert times(path) == [0, 1, 2, 3]
+    assert (
+        main("dsac_e", ["--run-dir", tmp_path, "--total-timesteps", "110"]) is None
+    )  # the video does not disturb
+
+
+def test_an_environment_without_pictures(tmp_path):
+    train("Recording", tmp_path)
+    message = main("dsac_e", ["--run-dir", tmp_path, "--capture-video"])
+    assert isinstance(message, str) and "render_mode" in message and "\n" not in message
+
+
+def test_a_library_for_rendering_is_missing(tmp_path, monkeypatch):
+    from environments import RenderingEnv
+
+    def render(self):
+        raise gym.error.DependencyNotInstalled(
+            'pygame is not installed, run `pip install "gymnasium[box2d]"`'
+        )
+
+    train("Rendering", tmp_path)
+    monkeypatch.setattr(RenderingEnv, "render", render)
+    message = main("dsac_e", ["--run-dir", tmp_path, "--capture-video"])
+    assert isinstance(message, str) and "pip install" in message and "\n" not in message

@@ -12,9 +12,10 @@ import time
 
 import environments
 import pytest
-import sac
 import torch
 from environments import RecordingEnv, call_at, load, main, scalars, start, train
+
+import sac
 
 MOMENTS = {"training": 20, "evaluation": 58, "training after it": 80, "last evaluation": 114}
 

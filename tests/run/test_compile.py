@@ -4,10 +4,11 @@ import copy
 
 import numpy as np
 import pytest
-import sac
 import torch
 import torch._inductor.config
 from environments import load, train
+
+import sac
 
 
 @torch._inductor.config.patch(fallback_random=True)  # otherwise compiled noise is another stream

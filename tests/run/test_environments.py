@@ -1,9 +1,10 @@
 """Environments of other people, most of them with a fault: trained, refused in one line, or their own exception."""
 
-import dsac_e
 import numpy as np
 import pytest
 from environments import RecordingEnv, load, main, options, scalars, start, train
+
+import dsac_e
 
 
 @pytest.fixture(autouse=True)

@@ -3,9 +3,10 @@
 import re
 import time
 
-import dsac_e
 import pytest
 from environments import SCRIPTS, RecordingEnv, scalars, train
+
+import dsac_e
 
 COMMON = """charts/SPS charts/episodic_return charts/episodic_length eval/episodic_return eval/episodic_return_std
 eval/episodic_length losses/pev losses/pim critic/q_mean critic/q_std critic/target_mean critic/target_std"""

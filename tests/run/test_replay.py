@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from environments import load, train
+
 from sac import ReplayBuffer
 
 

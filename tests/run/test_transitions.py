@@ -1,11 +1,12 @@
 """What training stores in the replay buffer and what an evaluation measures."""
 
-import dsac_e
 import numpy as np
 import pytest
-import td3
 import torch
 from environments import RecordingEnv, load, scalars, train
+
+import dsac_e
+import td3
 
 
 @pytest.fixture(autouse=True)

@@ -1,9 +1,10 @@
 """--capture-video records one episode from its first to its last picture."""
 
-import dsac_e
 import gymnasium as gym
 import imageio
 from environments import main, train
+
+import dsac_e
 
 
 def times(path):

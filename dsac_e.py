@@ -341,11 +341,11 @@ class CheckedEnv(gym.Wrapper):
         return self.checked(obs, reward), float(reward), terminated, truncated, {}
 
     def checked(self, obs, reward) -> np.ndarray:
-        obs = np.array(obs, dtype=self.observation_space.dtype)
+        obs = np.array(obs, dtype=np.float64)
         valid = obs.shape == self.observation_space.shape and np.shape(reward) == ()
         if not (valid and np.isfinite(np.float32(obs)).all() and np.isfinite(np.float32(reward))):
             sys.exit(f"{self.spec.id} returned an invalid observation or reward: {obs}, {reward}")
-        return obs
+        return obs.astype(self.observation_space.dtype)
 
 
 def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: Path | None = None):
@@ -361,7 +361,7 @@ def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: 
     except (ImportError, gym.error.Error) as error:
         sys.exit(f"cannot make {env_id}: {error}")
     obs, action = envs.single_observation_space, envs.single_action_space
-    spaces = f"{obs} observations and {action} actions"
+    spaces = " ".join(f"{obs} observations and {action} actions".split())  # in one line
     flat = all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in (obs, action))
     if not (flat and action.dtype.kind == "f" and action.is_bounded() and (action.low < action.high).all()):
         sys.exit(f"{env_id} has {spaces}; both must be flat boxes, actions real and bounded "
@@ -576,7 +576,7 @@ def evaluate_run(args: Args, run_dir: Path, saved: dict):
     n = 1 if args.capture_video else args.eval_episodes
     envs, _ = make_envs(args.env_id, n, saved, run_dir if args.capture_video else None)
     space = envs.single_action_space
-    policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, args.hidden_width)
+    policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
     policy.load_state_dict(saved["policy"])
     returns, lengths = evaluate(policy, envs, seed_all(args.seed, 3, 0), [])
     result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"

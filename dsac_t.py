@@ -304,7 +304,7 @@ class CheckedEnv(gym.Wrapper):
     def checked(self, obs, reward) -> np.ndarray:
         obs = np.array(obs, dtype=np.float64)
         valid = obs.shape == self.observation_space.shape and np.shape(reward) == ()
-        if not (valid and np.isfinite(np.float32(obs)).all() and np.isfinite(np.float32(reward))):
+        if not (valid and (abs(obs) < 3e38).all() and abs(np.float64(reward)) < 3e38):  # float32; NaN fails
             sys.exit(f"{self.spec.id} returned an invalid observation or reward: {obs}, {reward}")
         return obs.astype(self.observation_space.dtype)
 
@@ -316,10 +316,10 @@ def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: 
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # egl needs no display
     kwargs = {"disable_env_checker": True} | ({"render_mode": "rgb_array"} if video_dir else {})
     record = [lambda env: gym.wrappers.RecordVideo(env, video_dir, lambda n: n == 0)] if video_dir else []
+    autoreset = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
-        autoreset = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
         envs = gym.make_vec(env_id, num_envs, "sync", autoreset, [*record, CheckedEnv], **kwargs)
-    except (ImportError, gym.error.Error) as error:
+    except (ImportError, ValueError, gym.error.Error) as error:
         sys.exit(f"cannot make {env_id}: {error}")
     obs, action = envs.single_observation_space, envs.single_action_space
     spaces = " ".join(f"{obs} observations and {action} actions".split())  # in one line
@@ -413,7 +413,7 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
     if buffer is not None:
         replay = torch.from_numpy(buffer.rows[: buffer.added].cpu().numpy())  # without unused rows
         files["checkpoint.pt"] = run | state | {"replay": replay}
-    for name, content in files.items():
+    for name, content in reversed(files.items()):  # policy.pt last: it tells whether a run is finished
         temporary = run_dir / "save.tmp"
         try:
             with open(temporary, "wb", buffering=0) as file:
@@ -568,7 +568,7 @@ def main():
         sys.exit(f"there is no policy.pt in {run_dir}")
     elif any(path.suffix not in (".lock", ".log", ".tmp", ".txt") for path in run_dir.glob("*")):
         sys.exit(f"{run_dir} contains other files: choose another --run-dir")
-    high = {"gamma": 1 - 1e-9, "tau": 1, "learning_starts": args.total_timesteps - 1}
+    high = {"gamma": 1 - 1e-9, "tau": 1, "learning_starts": 2**62 if evaluating else args.total_timesteps - 1}
     high |= {"num_envs": args.buffer_size, "batch_size": args.buffer_size}
     for name, value in vars(args).items():
         low = 0 if name in ("seed", "gamma", "rho", "learning_starts") or "noise" in name else 1e-300

@@ -195,11 +195,15 @@ class ExtremeEnv(RecordingEnv):
 
 
 class InfosEnv(RecordingEnv):
-    """Infos change shape, are None, or have the keys of the vector environment."""
+    """Infos differ in shape between copies, are None, or have the keys of the vector environment."""
 
     def step(self, action):
         *result, _ = super().step(action)
-        info = {"array": np.zeros(self.time), "none": None if self.time % 2 else 1.0, "final_obs": "nothing"}
+        info = {
+            "array": np.zeros(self.time + self.copy),
+            "none": 1.0 if self.copy % 2 else None,
+            "final_obs": "nothing",
+        }
         return *result, info | {"final_info": {"a": 1}, "episode": {"r": 1e9}}
 
 

@@ -12,7 +12,7 @@ from environments import ROOT, TESTS, RecordingEnv, load, main, options, train
 @pytest.mark.parametrize("words, says", [
     ("--env-id Nosuch-v0", "cannot make Nosuch-v0: Environment `Nosuch` doesn't exist"),
     ("--env-id nosuch:X-v0", "No module named 'nosuch'"),
-    ("--env-id a:b:c-v0", "cannot make a:b:c-v0"),
+    ("--env-id :X-v0", "cannot make :X-v0"),
     ("--env-id Ant-v2", "cannot make Ant-v2"),
     ("--env-id CartPole-v1", "actions real and bounded"),
     ("--num-envs 0", "--num-envs 0 "), ("--num-envs 1001", "--num-envs 1001 "),
@@ -21,7 +21,7 @@ from environments import ROOT, TESTS, RecordingEnv, load, main, options, train
     ("--critic-lr inf", "--critic-lr inf "), ("--alpha-lr -1", "--alpha-lr -1.0 "),
     ("--seed -1", "--seed -1 "), ("--seed 36893488147419103232", "--seed 36893488147419103232 "),
     ("--gamma 1", "--gamma 1.0 "), ("--gamma -0.1", "--gamma -0.1 "), ("--tau 1.1", "--tau 1.1 "),
-    ("--rho 1e300", "--rho 1e+300 "), ("--rho -1", "--rho -1.0 "),
+    ("--rho 1e300", r"--rho 1e\+300 "), ("--rho -1", "--rho -1.0 "),
     ("--learning-starts 100", "--learning-starts 100 "), ("--total-timesteps 0", "-"),
     ("--eval-interval 0", "--eval-interval 0 "), ("--checkpoint-interval 0", "--checkpoint-interval 0 "),
     ("--buffer-size 1000000000000000", "cannot train in .*memory"),
@@ -53,7 +53,7 @@ def test_smallest_values(tmp_path):
 def test_default_directory_and_module_in_the_working_directory(tmp_path):
     """As a user starts it, with an environment of his own, an id without version and a log file beside the run."""
     (tmp_path / "own.py").write_text(f"import sys; sys.path.append({str(TESTS)!r}); import environments")
-    words = options("Recording", None, run_dir=None) + ["--env-id", "own:Recording"]
+    words = options("Recording", None) + ["--env-id", "own:Recording"]
     command = [sys.executable, ROOT / "sac.py", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")

@@ -62,7 +62,7 @@ def test_values(tmp_path, monkeypatch):
 
 def test_sps_counts_steps_per_second_without_evaluations(tmp_path, monkeypatch):
     def slow(self):
-        time.sleep(0.002 if self.copy < 2 else 0.1)
+        time.sleep(0.1 if self.copy >= 2 else 0.02 if self.episode > 30 else 0.002)
         return 0.0
 
     RecordingEnv.clear()
@@ -70,7 +70,8 @@ def test_sps_counts_steps_per_second_without_evaluations(tmp_path, monkeypatch):
     monkeypatch.setattr(RecordingEnv, "reward", slow)
     train("OneStep", tmp_path, eval_interval=25)
     rates = scalars(tmp_path)["charts/SPS"]
-    assert list(rates) == [40, 60, 80] and all(40 < rate <= 500 for rate in rates.values())
+    assert 40 < rates[40] <= 500 and 40 < rates[60] <= 500
+    assert rates[80] <= 50  # of the steps since the last entry, from step 62 on
 
 
 def test_printed_returns_are_the_logged_ones(tmp_path, capsys):

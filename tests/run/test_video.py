@@ -1,6 +1,5 @@
 """--capture-video records one episode from its first to its last picture."""
 
-import gymnasium as gym
 import imageio
 from environments import main, train
 
@@ -25,23 +24,3 @@ def test_the_video_shows_the_whole_episode(tmp_path, monkeypatch, capsys):
     assert (
         main("dsac_e", ["--run-dir", tmp_path, "--total-timesteps", "110"]) is None
     )  # the video does not disturb
-
-
-def test_an_environment_without_pictures(tmp_path):
-    train("Recording", tmp_path)
-    message = main("dsac_e", ["--run-dir", tmp_path, "--capture-video"])
-    assert isinstance(message, str) and "render_mode" in message and "\n" not in message
-
-
-def test_a_library_for_rendering_is_missing(tmp_path, monkeypatch):
-    from environments import RenderingEnv
-
-    def render(self):
-        raise gym.error.DependencyNotInstalled(
-            'pygame is not installed, run `pip install "gymnasium[box2d]"`'
-        )
-
-    train("Rendering", tmp_path)
-    monkeypatch.setattr(RenderingEnv, "render", render)
-    message = main("dsac_e", ["--run-dir", tmp_path, "--capture-video"])
-    assert isinstance(message, str) and "pip install" in message and "\n" not in message

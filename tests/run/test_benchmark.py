@@ -35,6 +35,7 @@ def start(directory: Path, *arguments: str, **variables: str) -> subprocess.Pope
     (directory / "sac.py").write_text(SCRIPT)
     env = CLEAN | {"TASKS": "Pendulum-v1", "ALGOS": "sac", "JOBS": "2", "PYTHON": sys.executable} | variables
     options = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # may be ignored here
     return subprocess.Popen([directory / "benchmark.sh", *arguments], env=env, **options)
 
 

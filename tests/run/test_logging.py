@@ -62,7 +62,7 @@ def test_values(tmp_path, monkeypatch):
 
 def test_sps_counts_steps_per_second_without_evaluations(tmp_path, monkeypatch):
     def slow(self):
-        time.sleep(0.1 if self.copy >= 2 else 0.02 if self.episode > 30 else 0.002)
+        time.sleep(0.4 if self.copy >= 2 else 0.02 if self.episode > 30 else 0.002)
         return 0.0
 
     RecordingEnv.clear()
@@ -70,7 +70,7 @@ def test_sps_counts_steps_per_second_without_evaluations(tmp_path, monkeypatch):
     monkeypatch.setattr(RecordingEnv, "reward", slow)
     train("OneStep", tmp_path, eval_interval=25)
     rates = scalars(tmp_path)["charts/SPS"]
-    assert 40 < rates[40] <= 500 and 40 < rates[60] <= 500
+    assert 20 < rates[40] <= 500 and 20 < rates[60] <= 500
     assert rates[80] <= 50  # of the steps since the last entry, from step 62 on
 
 

@@ -177,7 +177,7 @@ class Reference:
     """One agent. networks: name -> list of networks, each a list of arrays [W, b, ...]; names as in Agent.
 
     After update(), `gradients` holds its gradients and `log` what Agent.update should return. `branches`
-    counts how often each decision of the algorithm went one way and how often the other.
+    counts how often each side of each branch occurred.
     """
 
     def __init__(self, variant, networks):

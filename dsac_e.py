@@ -6,11 +6,9 @@
 """DSAC-E: distributional soft actor-critic with a trajectory entropy constraint, in one file.
 
 Paper: "Mind Your Entropy" (TECRL, arXiv 2511.11592). It extends DSAC-T (arXiv 2310.05858), which is SAC
-(arXiv 1812.05905) with value distributions for critics.
-
-SAC adds alpha * entropy to the reward, so every change of alpha moves the critics' target. DSAC-E separates
-them: twin critics Z_i = N(Q_i, sigma_i^2) learn the return of the reward alone, and an entropy critic Qe the
-discounted entropy from the next state onward. With a' ~ pi_target(.|s') and d = 1 if s' is terminal, else 0:
+(arXiv 1812.05905) with value distributions. SAC adds alpha * entropy to the reward, so every change of alpha
+moves the critics' target. DSAC-E separates them: twin critics Z_i = N(Q_i, sigma_i^2) learn the return of the
+reward, Qe that of the entropy. With a' ~ pi_target(.|s') and d = 1 if s' is terminal, else 0:
 
   PEV  policy evaluation     Eq. 11     Z_i(s, a) <- r + gamma (1 - d) Z_k(s', a'),  k = argmin Q_i(s', a')
   PIS  policy introspection  Eq. 12-13  Qe(s, a)  <- gamma (1 - d) (-log pi_target(a'|s') + Qe(s', a'))
@@ -41,7 +39,7 @@ class Args:
     """Train on a Gymnasium environment. Running the same command again resumes the run."""
 
     env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
-    rho: float | None = None  # entropy budget per step / H0, H0 = -A; 20 for Humanoid, Walker2d, else 1
+    rho: float | None = None  # entropy budget / H0 (-A); 20 for Humanoid, Walker2d: alpha only falls; else 1
     tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
     res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
     center_entropy: bool = False  # [ours] Qe = network + gamma / (1 - gamma) * running mean of the entropy
@@ -226,12 +224,13 @@ class Agent(nn.Module):
         policy = {"params": self.policy.parameters(), "lr": args.policy_lr}
         alpha = {"params": self.log_alpha, "lr": args.alpha_lr}
         self.optimizer = torch.optim.Adam([critics, policy, alpha], fused=True)
-        step_budget = args.rho * -action_dim
+        bound = args.rho * -action_dim  # per step
         highest = np.log(high - low).sum()  # entropy of the uniform policy
-        if step_budget >= highest:
-            raise ValueError(f"no policy has the entropy of {step_budget:g} nats per step; the highest is "
-                             f"{highest:g}: raise --rho or use gymnasium.wrappers.RescaleAction")  # fmt: skip
-        budget = step_budget / (1 - args.gamma) if args.tec else step_budget
+        if bound >= highest:
+            raise ValueError(f"entropy budget {bound:g} > maximum {highest:g}: raise --rho or RescaleAction")
+        if bound < highest - 19.3 * action_dim:  # below the entropy at log_std = -20
+            print(f"note: rho {args.rho:g} asks for less entropy than a policy can have: alpha only falls")
+        budget = bound / (1 - args.gamma) if args.tec else bound
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
 
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
@@ -245,8 +244,7 @@ class Agent(nn.Module):
         gradients, policy_log = self.policy_gradients(batch)  # PIM, TUP
         self.descend(self.policy_weights, gradients)
         with torch.no_grad():
-            # [ours] While the budget is unattainable, log(alpha) drifts: exp would overflow float32, and
-            # below -15 the gradients are smaller than Adam's epsilon, so that alpha would hardly recover.
+            # [ours] log(alpha) may drift: outside these bounds exp overflows or Adam's epsilon slows it down.
             self.log_alpha.clamp_(-15, 15)
             torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
         return log | policy_log
@@ -358,7 +356,7 @@ def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: 
     autoreset = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", autoreset, [*record, CheckedEnv], **kwargs)
-    except (ImportError, ValueError, gym.error.Error) as error:
+    except (ImportError, TypeError, ValueError, gym.error.Error) as error:
         sys.exit(f"cannot make {env_id}: {error}")
     obs, action = envs.single_observation_space, envs.single_action_space
     spaces = " ".join(f"{obs} observations and {action} actions".split())  # in one line
@@ -472,12 +470,11 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
     space = envs.single_action_space
-    obs_dim = envs.single_observation_space.shape[0]
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     lock = filelock.FileLock(run_dir / "run.lock", blocking=False)  # acquire() creates the directory
     try:
-        buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
-        agent = Agent(args, obs_dim, space.low, space.high).to(device)
+        buffer = ReplayBuffer(args.buffer_size, *envs.single_observation_space.shape, len(space.low), device)
+        agent = Agent(args, *envs.single_observation_space.shape, space.low, space.high).to(device)
         lock.acquire()
     except filelock.Timeout:
         sys.exit(f"another process is training in {run_dir}")
@@ -578,7 +575,10 @@ def evaluate_run(args: Args, run_dir: Path, saved: dict):
     space = envs.single_action_space
     policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
     policy.load_state_dict(saved["policy"])
-    returns, lengths = evaluate(policy, envs, seed_all(args.seed, 3, 0), [])
+    try:
+        returns, lengths = evaluate(policy, envs, seed_all(args.seed, 3, 0), [])
+    except (AttributeError, gym.error.Error) as error:  # OpenGL or pygame is missing
+        sys.exit(f"cannot evaluate {args.env_id}: {error}")
     result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"
     print(f"{args.env_id}, policy of step {saved['step']}, {n} episodes: {result}")
     if args.capture_video:

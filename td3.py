@@ -272,7 +272,7 @@ def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: 
     autoreset = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
         envs = gym.make_vec(env_id, num_envs, "sync", autoreset, [*record, CheckedEnv], **kwargs)
-    except (ImportError, ValueError, gym.error.Error) as error:
+    except (ImportError, TypeError, ValueError, gym.error.Error) as error:
         sys.exit(f"cannot make {env_id}: {error}")
     obs, action = envs.single_observation_space, envs.single_action_space
     spaces = " ".join(f"{obs} observations and {action} actions".split())  # in one line
@@ -386,12 +386,11 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
     space = envs.single_action_space
-    obs_dim = envs.single_observation_space.shape[0]
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     lock = filelock.FileLock(run_dir / "run.lock", blocking=False)  # acquire() creates the directory
     try:
-        buffer = ReplayBuffer(args.buffer_size, obs_dim, len(space.low), device)
-        agent = Agent(args, obs_dim, space.low, space.high).to(device)
+        buffer = ReplayBuffer(args.buffer_size, *envs.single_observation_space.shape, len(space.low), device)
+        agent = Agent(args, *envs.single_observation_space.shape, space.low, space.high).to(device)
         lock.acquire()
     except filelock.Timeout:
         sys.exit(f"another process is training in {run_dir}")
@@ -492,7 +491,10 @@ def evaluate_run(args: Args, run_dir: Path, saved: dict):
     space = envs.single_action_space
     policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
     policy.load_state_dict(saved["policy"])
-    returns, lengths = evaluate(policy, envs, seed_all(args.seed, 3, 0), [])
+    try:
+        returns, lengths = evaluate(policy, envs, seed_all(args.seed, 3, 0), [])
+    except (AttributeError, gym.error.Error) as error:  # OpenGL or pygame is missing
+        sys.exit(f"cannot evaluate {args.env_id}: {error}")
     result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"
     print(f"{args.env_id}, policy of step {saved['step']}, {n} episodes: {result}")
     if args.capture_video:

@@ -188,12 +188,6 @@ class WideEnv(RecordingEnv):
     action_space = box(-2000, 2000, (2,))
 
 
-class ExtremeEnv(RecordingEnv):
-    """A box whose width overflows float32."""
-
-    action_space = box(-3e38, 3e38, (2,))
-
-
 class InfosEnv(RecordingEnv):
     """Infos differ in shape between copies, are None, or have the keys of the vector environment."""
 
@@ -263,13 +257,6 @@ class ShapeEnv(RecordingEnv):
 
     def observe(self):
         return np.zeros(4, np.float32)
-
-
-class RaggedEnv(RecordingEnv):
-    """Observations are not an array."""
-
-    def observe(self):
-        return [0.0, [1.0, 2.0], 3.0]
 
 
 class OverflowObservationEnv(RecordingEnv):
@@ -376,6 +363,13 @@ class RenderingEnv(RecordingEnv):
 
     def render(self):
         return np.full((64, 64, 3), 51 * self.time, np.uint8)
+
+
+class NoRendererEnv(RenderingEnv):
+    """Its renderer is not installed."""
+
+    def render(self):
+        raise gym.error.DependencyNotInstalled("pip install a renderer")
 
 
 class ProbeEnv(gym.Env):

@@ -96,7 +96,7 @@ def test_unattainable_budget_is_refused(script):
         low, width = np.array([5.0, -1.0]), np.exp([log_width - 1, 1.0])
         return script.Agent(script.Args(hidden_width=4, **arguments), S, low, low + width)
 
-    with pytest.raises(ValueError, match="-2 nats.* highest is -2.01"):
+    with pytest.raises(ValueError, match="-2 > .*-2.01"):
         make(-2.01)
     make(-1.99)
     if script is dsac_e:
@@ -104,6 +104,17 @@ def test_unattainable_budget_is_refused(script):
             with pytest.raises(ValueError, match="raise --rho"):
                 make(-1.99, rho=0.9, **arguments)
             make(-3.9, rho=2.0, **arguments)
+
+
+@pytest.mark.parametrize("tec", [True, False])
+def test_a_budget_below_the_policy_is_announced(tec, capsys):
+    """The entropy at log_std = -20 and mu = 0 is (-20 + log(2 pi e) / 2) A + sum log(half range): -37.16 for
+    half ranges of 1, that is a rho of 18.58. Twice the half range adds log(2), 17.89.
+    """
+    for rho, half_range, announced in ((18.5, 1, False), (18.7, 1, True), (17.8, 2, False), (18.0, 2, True)):
+        args = dsac_e.Args(env_id="Ant-v4", rho=rho, tec=tec, hidden_width=4)
+        dsac_e.Agent(args, S, -half_range * np.ones(2), half_range * np.ones(2))
+        assert ("rho" in capsys.readouterr().out) == announced
 
 
 def test_no_res_requires_no_tec():

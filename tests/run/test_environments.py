@@ -19,7 +19,7 @@ def test_trained(tmp_path, env, recwarn):
 
 
 @pytest.mark.parametrize("env, says", [
-    ("Narrow", "--rho or use gymnasium.wrappers.RescaleAction"),
+    ("Narrow", "raise --rho or RescaleAction"),
     ("Dictionary", "FlattenObservation"),
     ("Image", "FlattenObservation"),
     ("IntegerAction", "actions real and bounded"),

@@ -1,6 +1,7 @@
 """--capture-video records one episode from its first to its last picture."""
 
 import imageio
+import pytest
 from environments import main, train
 
 import dsac_e
@@ -21,6 +22,11 @@ def test_the_video_shows_the_whole_episode(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dsac_e, "EVAL_LIMIT", 3)  # an episode that is cut off
     assert main("dsac_e", ["--run-dir", tmp_path, "--capture-video"]) is None
     assert times(path) == [0, 1, 2, 3]
-    assert (
-        main("dsac_e", ["--run-dir", tmp_path, "--total-timesteps", "110"]) is None
-    )  # the video does not disturb
+    assert main("dsac_e", ["--run-dir", tmp_path, "--total-timesteps", "110"]) is None  # it continues
+
+
+@pytest.mark.parametrize("env, says", [("Recording", "render_mode"), ("NoRenderer", "pip install a renderer")])
+def test_environments_that_cannot_be_rendered(tmp_path, env, says):
+    train(env, tmp_path)
+    message = main("dsac_e", ["--run-dir", tmp_path, "--capture-video"])
+    assert says in message and "\n" not in message

@@ -180,14 +180,6 @@ class ReusingEnv(RecordingEnv):
         return self.array
 
 
-class NarrowEnv(RecordingEnv):
-    action_space = box(-0.002, 0.002, (2,))
-
-
-class WideEnv(RecordingEnv):
-    action_space = box(-2000, 2000, (2,))
-
-
 class InfosEnv(RecordingEnv):
     """Infos differ in shape between copies, are None, or have the keys of the vector environment."""
 
@@ -230,26 +222,6 @@ class NanObservationEnv(RecordingEnv):
             else:
                 reward = self.value
         return obs, reward, terminated, truncated, info
-
-
-class InfiniteObservationEnv(NanObservationEnv):
-    value = np.inf
-
-
-class NanRewardEnv(NanObservationEnv):
-    what = "reward"
-
-
-class InfiniteRewardEnv(NanObservationEnv):
-    what, value = "reward", -np.inf
-
-
-class OverflowRewardEnv(NanObservationEnv):
-    what, value = "reward", 1e39
-
-
-class ArrayRewardEnv(NanObservationEnv):
-    what, value = "reward", np.ones(2)
 
 
 class ShapeEnv(RecordingEnv):
@@ -311,28 +283,6 @@ class StaggeredEnv(RecordingEnv):
         return obs, 10.0 * self.episode + self.time, False, self.time == (2, 5)[self.copy % 2], {}
 
 
-class DictionaryEnv(RecordingEnv):
-    observation_space = gym.spaces.Dict({"a": box(-1, 1, (2,))})
-
-
-class ImageEnv(RecordingEnv):
-    observation_space = box(0, 255, (8, 8, 3), np.uint8)
-
-
-class IntegerActionEnv(RecordingEnv):
-    action_space = box(-3, 4, (2,), np.int64)
-
-
-class UnboundedEnv(RecordingEnv):
-    action_space = box(-np.inf, np.inf, (2,))
-
-
-class ManyBoundsEnv(RecordingEnv):
-    """Refused, and the bounds of its space take several lines to print."""
-
-    action_space = box(np.arange(60), np.arange(60) + 1, dtype=np.int64)
-
-
 class Float64Env(RecordingEnv):
     """float64 everywhere; bounds that float32 cannot represent."""
 
@@ -342,10 +292,6 @@ class Float64Env(RecordingEnv):
     def step(self, action):
         assert action.dtype == np.float64 and self.action_space.contains(action), action
         return super().step(action)
-
-
-class IntegerObservationEnv(RecordingEnv):
-    observation_space = box(-1000, 1000, (3,), np.int64)
 
 
 class RenderingEnv(RecordingEnv):
@@ -363,6 +309,28 @@ class RenderingEnv(RecordingEnv):
 
     def render(self):
         return np.full((64, 64, 3), 51 * self.time, np.uint8)
+
+
+def variant(name: str, base: type = RecordingEnv, **attributes):
+    """An environment that differs from another in its attributes."""
+    globals()[f"{name}Env"] = type(f"{name}Env", (base,), attributes)
+
+
+variant("Narrow", action_space=box(-0.002, 0.002, (2,)))
+variant("Wide", action_space=box(-2000, 2000, (2,)))
+variant("Dictionary", observation_space=gym.spaces.Dict({"a": box(-1, 1, (2,))}))
+variant("Image", observation_space=box(0, 255, (8, 8, 3), np.uint8))
+variant("IntegerAction", action_space=box(-3, 4, (2,), np.int64))
+variant("Unbounded", action_space=box(-np.inf, np.inf, (2,)))
+variant(
+    "ManyBounds", action_space=box(np.arange(60), np.arange(60) + 1, dtype=np.int64)
+)  # printed in several lines
+variant("IntegerObservation", observation_space=box(-1000, 1000, (3,), np.int64))
+variant("InfiniteObservation", NanObservationEnv, value=np.inf)
+variant("NanReward", NanObservationEnv, what="reward")
+variant("InfiniteReward", NanObservationEnv, what="reward", value=-np.inf)
+variant("OverflowReward", NanObservationEnv, what="reward", value=1e39)
+variant("ArrayReward", NanObservationEnv, what="reward", value=np.ones(2))
 
 
 class NoRendererEnv(RenderingEnv):

@@ -6,6 +6,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 
 import dsac_e
@@ -14,7 +15,9 @@ import sac
 import td3
 
 SCRIPTS = {"dsac_e": dsac_e, "dsac_t": dsac_t, "sac": sac, "td3": td3}
-STOCHASTIC = {"dsac_e": dsac_e, "dsac_t": dsac_t, "sac": sac}
+STOCHASTIC = {"dsac_e": dsac_e, "dsac_t": dsac_t, "sac": sac}  # with a temperature
+every_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
+every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
 S, B, WIDTH = 3, 16, 5  # observation dimensions, batch size, hidden units
 LOW, HIGH = np.array([-0.5, -2.0]), np.array([1.5, 1.0])  # asymmetric, exact in float32
 A = len(LOW)
@@ -229,9 +232,8 @@ class Reference:
         if variant == "td3":
             raw = TD3_NOISE["target_noise"] * next(draws)
             clipped = np.clip(raw, -TD3_NOISE["noise_clip"], TD3_NOISE["noise_clip"])
-            mean = self.center + self.half_range * np.tanh(
-                mlp(self.variables("target_policy")[0], next_obs).value
-            )
+            mean = np.tanh(mlp(self.variables("target_policy")[0], next_obs).value)
+            mean = self.center + self.half_range * mean
             next_action = np.clip(mean + self.half_range * clipped, LOW, HIGH)
             self.note("target noise clipped", clipped != raw)
             self.note("target action clipped", next_action != mean + self.half_range * clipped)

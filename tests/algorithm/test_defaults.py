@@ -12,7 +12,6 @@ import pytest
 import torch
 from reference import SCRIPTS
 
-every_script = pytest.mark.parametrize("name", SCRIPTS)
 PROTOCOL = {
     "env_id": "Humanoid-v4",
     "gamma": 0.99,
@@ -45,14 +44,14 @@ OWN = {
 }
 
 
-@every_script
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_defaults(name):
     """Every argument, so that a new one has to be added here as well."""
     assert dataclasses.asdict(SCRIPTS[name].Args()) == PROTOCOL | OWN[name]
     assert name == SCRIPTS[name].ALGORITHM
 
 
-@every_script
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_agent_uses_the_arguments(name):
     """Network widths and Adam's learning rates, betas and epsilon, as given."""
     args = SCRIPTS[name].Args(policy_lr=1.0, critic_lr=2.0, hidden_width=7)
@@ -73,7 +72,7 @@ def test_agent_uses_the_arguments(name):
         assert [shape[0] for shape in shapes[:3]] == [7, 7, 7] and len(shapes) == 4
 
 
-@every_script
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_upper_half_alone(name):
     """The text above the line of = signs imports only torch, numpy and the standard library, uses nothing
     below it, and trains in another loop: on reward -(action - 0.5)^2 every layer moves, the policy improves.

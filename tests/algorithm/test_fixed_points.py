@@ -131,26 +131,6 @@ def test_iterates_reach_the_linear_solution_at_rate_gamma(case, gamma, ending):
     assert distance(tables, solution) < 1e-3 < 1 < start
 
 
-@every_case
-@pytest.mark.parametrize("ending", [0.0, 0.3])
-def test_descent_on_the_loss_reaches_the_linear_solution(case, ending):
-    """Gradient descent, bootstrapped from the table itself. The training of sigma does not bias the mean."""
-    process, gamma = Process(SEED, ending), 0.8
-    torch.manual_seed(0)
-    values = torch.tensor(process.random_tables(case, 8), requires_grad=True)
-    before = torch.linspace(-0.5, 1.5, values.numel(), dtype=torch.float64).reshape(values.shape)
-    raw = before.clone().requires_grad_()
-    tables = {"params": [values], "lr": 0.3 * process.size}, {"params": [raw], "lr": 0.1}
-    optimizer = torch.optim.SGD(tables)
-    for _ in range(500):
-        optimizer.zero_grad()
-        loss_of(case, process, gamma, values, raw, values).backward()
-        optimizer.step()
-    assert distance(values.detach().numpy(), process.fixed_point(case, gamma)) < 1e-8
-    if case in ("dsac_e", "dsac_t"):
-        assert (raw - before).abs().max() > 0.1
-
-
 class Table(nn.Module):
     """An entropy critic that looks up one-hot observations and actions."""
 

@@ -11,13 +11,20 @@ import copy
 
 import pytest
 import torch
-from reference import SCRIPTS, STOCHASTIC, TAU, VARIANTS, B, make_agent, make_batch, weights_of
+from reference import (
+    TAU,
+    VARIANTS,
+    B,
+    every_script,
+    every_stochastic,
+    make_agent,
+    make_batch,
+    weights_of,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dsac_e
 
-every_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
 ENTANGLED = ("no_tec_no_res", "dsac_t", "sac")
 
 

@@ -15,12 +15,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import HIGH, LOW, VARIANTS, A, B, S, make_agent, make_batch
 
 import dsac_e
 import dsac_t
-import sac
-import td3
 
 distributional = pytest.mark.parametrize("script", [dsac_e, dsac_t], ids=["dsac_e", "dsac_t"])
 QUANTILES = np.array([NormalDist().inv_cdf((i + 0.5) / 400) for i in range(400)])  # a sample without error
@@ -73,36 +70,6 @@ def test_gradient_equals_the_formula(script):
 
 
 @distributional
-def test_both_targets_come_from_the_twin_with_the_smaller_mean(script):
-    """Also where its sigma is the larger one: the gradients, solved for the targets, give r + 0.9 * twin."""
-    q, sigma, wide = leaf(np.full((2, 2), -50.0)), leaf(np.ones((2, 2))), 100.0  # nothing is clipped
-    next_q, next_sigma = [[1.0, 9.0], [2.0, 4.0]], [[5.0, 0.1], [0.3, 7.0]]
-    reward, noise = [0.5, -0.5], [1.0, -2.0]
-    loss, _, target = pev(script, q, sigma, next_q, next_sigma, reward, [0.9, 0.9], noise, [wide, wide], 0.0)
-    loss.backward()
-    w = (wide**2 + 0.1) / 1.1 / 2
-    y_z = q.detach() + (1 - sigma.grad / w).sqrt()
-    np.testing.assert_allclose(target, [[0.5 + 0.9 * 1, -0.5 + 0.9 * 4]])
-    np.testing.assert_allclose((q - q.grad / w).detach(), target.expand(2, 2))
-    np.testing.assert_allclose(y_z, [[0.5 + 0.9 * (1 + 5), -0.5 + 0.9 * (4 - 2 * 7)]] * 2)
-
-
-@distributional
-def test_mean_sigma_is_a_running_mean_per_twin(script):
-    """The first batch initializes it; afterwards it moves by tau toward the batch mean, without gradient."""
-    zeros = np.zeros((2, 2))
-
-    def step(sigma, m):
-        return pev(script, zeros, leaf(sigma), zeros, zeros, [0.0, 0.0], [0.0, 0.0], [0.0, 0.0], m, 0.1)[1]
-
-    m = step([[1.0, 3.0], [0.2, 0.4]], [0.0, 0.0])
-    np.testing.assert_allclose(m, [2.0, 0.3])
-    m = step([[6.0, 8.0], [0.0, 0.1]], m)
-    np.testing.assert_allclose(m, [2.0 + 0.1 * (7 - 2), 0.3 + 0.1 * (0.05 - 0.3)])
-    assert not m.requires_grad
-
-
-@distributional
 @pytest.mark.parametrize("spreads, kept", [((2.0,), (0.997,)), ((0.5, 3.0), (1.0, 0.905))])
 def test_descent_learns_mean_and_spread_of_terminal_rewards(script, spreads, kept):
     """Rewards N(3 i - 1, spread_i^2), terminal states i: Q converges to the mean, sigma to the fixed point of
@@ -149,72 +116,3 @@ def test_learning_speed_is_independent_of_the_scale_of_the_reward():
         remaining.append(np.log(3 - q[0].item() / scale))
     assert remaining[1] < -0.1
     np.testing.assert_allclose(remaining, remaining[1], rtol=0.05)
-
-
-@pytest.mark.parametrize("script", [sac, td3], ids=["sac", "td3"])
-def test_scalar_critics(script):
-    """Targets by hand: 1 + 0.9 (2 [- 0.5 * 4]) and, terminal, -1; the loss sums the errors of both twins."""
-    q, next_q = leaf([[1.0, 2.0], [-1.0, 0.5]]), leaf([[2.0, 7.0], [3.0, 5.0]])
-    reward, discount = leaf([1.0, -1.0]), leaf([0.9, 0.0])
-    entropy = (leaf([4.0, 4.0]), leaf(0.5)) if script is sac else ()
-    loss, target = script.pev(q, next_q, *entropy, reward, discount)
-    y = np.array([1.0 if script is sac else 2.8, -1.0])
-    np.testing.assert_allclose(target, y)
-    errors = q.detach().numpy() - y
-    assert loss.item() == pytest.approx((errors**2).mean(1).sum())
-    loss.backward()
-    np.testing.assert_allclose(q.grad, errors)  # 2 * error / batch size of 2
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_agent_passes_terminated_on_as_the_mask(variant):
-    """The target is the reward where terminated is 1, and depends on the next value everywhere else."""
-    script, arguments = VARIANTS[variant]
-    agent, batch = make_agent(script, **arguments), make_batch(script, 3)
-    target = agent.update(batch, update_policy=False)["critic/target"].reshape(B)
-    terminal = batch.terminated == 1
-    assert 0 < terminal.sum() < B
-    assert torch.equal(target[terminal], batch.reward[terminal])
-    assert (target[~terminal] - batch.reward[~terminal]).abs().min() > 1e-6
-
-
-def td3_agent(bias, target_bias):
-    """Default noise; policies that return constants."""
-    agent = td3.Agent(td3.Args(), S, LOW, HIGH).double()
-    with torch.no_grad():
-        for policy, value in ((agent.policy, bias), (agent.target_policy, target_bias)):
-            policy.net[-1].weight.zero_()
-            policy.net[-1].bias.copy_(torch.tensor(value))
-    return agent
-
-
-def test_td3_smooths_the_target_action():
-    """a' = clip(target policy + half_range * clip(0.2 noise, +-0.5), box), in a box that is not +-1."""
-    size, agent, seen = 4096, td3_agent([-0.5, 0.375], [0.25, 1.5]), []
-    agent.target_critics.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1].numpy()))
-    obs, zeros = torch.ones(size, S, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
-    torch.manual_seed(1)
-    agent.critic_gradients(td3.Batch(obs, torch.zeros(size, A, dtype=torch.float64), zeros, obs, zeros))
-    torch.manual_seed(1)
-    noise = torch.randn(size, A, dtype=torch.float64).numpy()
-    smoothed = (LOW + HIGH) / 2 + (HIGH - LOW) / 2 * (np.tanh([0.25, 1.5]) + np.clip(0.2 * noise, -0.5, 0.5))
-    assert (0.2 * noise > 0.5).any() and (0.2 * noise < -0.5).any() and (smoothed > HIGH).any()
-    np.testing.assert_allclose(seen[0], np.clip(smoothed, LOW, HIGH), rtol=1e-12)
-
-
-def test_td3_exploration_noise():
-    """act() = clip(policy + half_range * exploration_noise * noise, box); without noise if deterministic."""
-    obs, mean = np.ones((4096, S)), np.tanh([-0.5, 1.5])
-    center, half_range = (LOW + HIGH) / 2, (HIGH - LOW) / 2
-    for std in (0.1, 0.3):
-        policy = td3.Agent(td3.Args(exploration_noise=std), S, LOW, HIGH).policy
-        policy.load_state_dict(td3_agent([-0.5, 1.5], [0, 0]).float().policy.state_dict())
-        torch.manual_seed(2)
-        action = policy.act(obs)
-        torch.manual_seed(2)
-        noise = torch.randn_like(policy(torch.ones(4096, S))).numpy()
-        expected = center + half_range * (mean + std * noise)
-        assert (expected > HIGH).any()
-        np.testing.assert_allclose(action, np.clip(expected, LOW, HIGH), atol=1e-6)
-        action = policy.act(obs, deterministic=True)
-        np.testing.assert_allclose(action, np.tile(center + half_range * mean, (4096, 1)), atol=1e-6)

@@ -13,16 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import SCRIPTS, STOCHASTIC
+from reference import SCRIPTS, every_script, every_stochastic
 from torch import nn
 
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(160)
-WEIGHTS = WEIGHTS / math.sqrt(2 * math.pi)  # of expectations over a standard normal
 BOXES = [(-1.0, 1.0), (-0.4, 0.4), (-0.25, 3.25), (0.5, 0.75)]
 # mu, log_std: narrow, off center, wide (at the bound), saturated and narrow, saturated and wide
 SHAPES = [(0.0, -2.5), (0.6, -0.7), (0.0, 0.5), (-3.0, -1.5), (4.0, 0.5)]
-every_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
-every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
 
 
 def constant_policy(script, outputs, low, high, dtype=torch.float64):
@@ -98,20 +94,6 @@ def test_log_prob_is_accurate_in_float32_where_tanh_rounds_to_one(script, mu, lo
     assert policy.net[-1].bias.grad.flatten().tolist() == pytest.approx(gradient, abs=1e-5)
 
 
-@pytest.mark.parametrize(("mu", "log_std"), SHAPES)
-def test_one_sample_entropy_is_unbiased(mu, log_std):
-    """The mean of -log pi equals the entropy by Gauss-Hermite quadrature within 4 standard errors."""
-    torch.manual_seed(0)
-    low, high = np.array([-0.4, -0.25]), np.array([0.4, 3.25])
-    policy = constant_policy(STOCHASTIC["dsac_e"], [mu, mu, log_std, log_std], low, high)
-    _, log_prob = sample(policy, torch.randn(100_000, 2))
-    u = mu + math.exp(log_std) * NODES
-    entropy = 2 * (0.5 * math.log(2 * math.pi * math.e) + log_std + log_slope(u) @ WEIGHTS)
-    entropy += np.log((high - low) / 2).sum()
-    bound = 4 * log_prob.std() / math.sqrt(len(log_prob))
-    assert abs(-log_prob.mean() - entropy) < bound < 0.06
-
-
 @every_script
 def test_act(script):
     """NumPy in (either precision), float32 NumPy out, in the box; a different noise in each row and call."""
@@ -139,6 +121,25 @@ def test_act_samples_the_gaussian(script):
     z = (u - 0.5) / math.exp(-1.0)
     assert z.mean() == pytest.approx(0, abs=0.03)
     assert [np.mean(z**2), np.mean(z**4)] == pytest.approx([1, 3], rel=0.08)
+
+
+def test_td3_exploration_noise():
+    """act() = clip(policy + half_range * exploration_noise * noise, box); without noise if deterministic."""
+    low, high, mean = np.array([-0.5, -2.0]), np.array([1.5, 1.0]), np.tanh([-0.5, 1.5])
+    center, half_range = (low + high) / 2, (high - low) / 2
+    obs = np.ones((4096, 1))
+    for std in (0.1, 0.3):
+        policy = constant_policy(SCRIPTS["td3"], [-0.5, 1.5], low, high, torch.float32)
+        policy.exploration_noise = std
+        torch.manual_seed(2)
+        action = policy.act(obs)
+        torch.manual_seed(2)
+        noise = torch.randn_like(policy(torch.ones(4096, 1))).numpy()  # in the memory layout of the action
+        expected = center + half_range * (mean + std * noise)
+        assert (expected > high).any()
+        np.testing.assert_allclose(action, np.clip(expected, low, high), atol=1e-6)
+        action = policy.act(obs, deterministic=True)
+        np.testing.assert_allclose(action, np.tile(center + half_range * mean, (4096, 1)), atol=1e-6)
 
 
 def reference_network(net, i):

@@ -26,9 +26,7 @@ def test_compiled_updates_equal_eager_updates():
     sac.compile_update(compiled, buffer.sample(16))
     assert "critic_gradients" in vars(compiled) and "policy_gradients" in vars(compiled)
     before = copy.deepcopy(compiled.state_dict())
-    assert all(
-        torch.equal(value, before[name]) for name, value in eager.state_dict().items()
-    )  # it changed nothing
+    assert all(torch.equal(value, before[name]) for name, value in eager.state_dict().items())
     torch.manual_seed(1)
     for i in range(6):
         batch, state = buffer.sample(16), torch.get_rng_state()

@@ -41,9 +41,8 @@ def test_values_of_known_episodes(tmp_path, script):
         arguments |= {"initial_alpha": 0.05, "alpha_lr": 3e-3}
     assert main(script, options("Probe", tmp_path, **arguments)) is None
     module, saved = importlib.import_module(script), load(tmp_path)
-    agent = module.Agent(
-        module.Args(**saved["args"]), 5, ProbeEnv.action_space.low, ProbeEnv.action_space.high
-    )
+    box = ProbeEnv.action_space
+    agent = module.Agent(module.Args(**saved["args"]), 5, box.low, box.high)
     agent.load_state_dict(saved["agent"])
     obs = torch.cat((torch.eye(5)[:4], torch.tensor([[0, 0, 1.0, 0, 1.0]])))
     torch.manual_seed(0)
@@ -58,15 +57,11 @@ def test_values_of_known_episodes(tmp_path, script):
         q = (q if torch.is_tensor(q) else q[0]).amin(0)
     h = alpha * entropy if script in ("sac", "dsac_t") else torch.zeros(5)  # the entropy is part of Q
     constant = (1 + GAMMA * h[0]) / (1 - GAMMA)
-    expected = torch.stack(
-        (constant, torch.tensor(1.0), GAMMA * (1 + h[4]), torch.tensor(0.0), torch.tensor(1.0))
-    )
+    expected = torch.tensor([constant, 1, GAMMA * (1 + h[4]), 0, 1])
     torch.testing.assert_close(q, expected, atol=0.1, rtol=0)
     assert action[3].item() == pytest.approx(0.5, abs=0.15)
     if script == "dsac_e":
         with torch.no_grad():
             qe = agent.entropy_critic(obs, action)
-        expected = torch.stack(
-            (GAMMA * entropy[0] / (1 - GAMMA), *torch.zeros(1), GAMMA * entropy[4], *torch.zeros(2))
-        )
+        expected = torch.tensor([GAMMA * entropy[0] / (1 - GAMMA), 0, GAMMA * entropy[4], 0, 0])
         torch.testing.assert_close(qe, expected, atol=0.2, rtol=0)

@@ -14,9 +14,8 @@ def filled(capacity: int, n: int, total: int) -> ReplayBuffer:
     buffer.rows.fill_(torch.nan)
     for first in range(0, total, n):
         i = np.arange(first, first + n)[:, None]
-        buffer.add(
-            np.hstack((i, -i)), 10.0 * i, np.hstack((100 * i, -100 * i)), 1000 * i[:, 0], i[:, 0] % 2 == 1
-        )
+        obs = np.hstack((i, -i))
+        buffer.add(obs, 10.0 * i, 100 * obs, 1000 * i[:, 0], i[:, 0] % 2 == 1)
     return buffer
 
 
@@ -41,9 +40,8 @@ def test_samples_are_uniform_and_whole(total, oldest):
     counts = torch.bincount(i.long(), minlength=total)
     assert counts[:oldest].sum() == 0
     expected = 20_000 / (total - oldest)
-    assert (
-        (counts[oldest:] - expected) ** 2 / expected
-    ).sum() < 45  # chi-square, 11 and 19 degrees of freedom
+    # Chi-square with 11 and 19 degrees of freedom.
+    assert ((counts[oldest:] - expected) ** 2 / expected).sum() < 45
 
 
 def test_a_resumed_run_fills_the_ring_where_it_stopped(tmp_path):

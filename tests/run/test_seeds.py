@@ -16,11 +16,8 @@ def test_equal_seeds_give_equal_runs(tmp_path):
     assert equal(runs[0], runs[1]) and not equal(runs[0], runs[2])
     assert not runs[0]["replay"][:, :3].equal(runs[2]["replay"][:, :3])  # np.random
     assert not runs[0]["replay"][:, 8].equal(runs[2]["replay"][:, 8])  # random
-    assert not any(
-        (runs[0]["agent"][name] == runs[2]["agent"][name]).all()
-        for name in runs[0]["agent"]
-        if "net.0" in name
-    )
+    weights = [(w, runs[2]["agent"][name]) for name, w in runs[0]["agent"].items() if "net.0" in name]
+    assert not any(first.equal(second) for first, second in weights)
 
 
 def test_environments_do_not_share_seeds(tmp_path):

@@ -378,7 +378,7 @@ class ReplayBuffer:
 
 def compile_update(agent: Agent, batch: Batch):
     """Compiles the gradient methods, which dominate the cost of an update. Falls back to eager mode."""
-    print("compiling the update: up to a minute the first time (--no-compile skips this)")
+    print("compiling the update, up to a minute; Ctrl-C waits for it (--no-compile skips this)")
     try:
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes part of the graph
         for name in ("critic_gradients", "policy_gradients"):
@@ -398,7 +398,7 @@ def read(path: Path) -> dict | None:
         assert saved["algorithm"] == ALGORITHM, f"it was saved by {saved['algorithm']}.py"
         return saved | {"args": Args(**saved["args"])}
     except Exception as error:  # torch.load raises many types for damaged and foreign files
-        sys.exit(f"{path} is damaged or not a file of this script: {error}".partition("\n")[0])
+        sys.exit(f"{path} is damaged or of another script: {error}".partition("\n")[0])
 
 
 def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = None):
@@ -467,7 +467,7 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     writer.add_text("args", "\n".join(f"    {name}: {value}" for name, value in vars(args).items()), step)
     bar = tqdm(initial=step, total=args.total_timesteps, unit=" steps", unit_scale=True, disable=None)
     compiling = args.compile and args.total_timesteps - step > COMPILE_FROM * args.num_envs
-    seconds = []  # durations of the iterations since the last log entry, without evaluations and saves
+    seconds = []  # of the iterations with an update since the last log entry, without evaluations and saves
     obs, _ = envs.reset(seed=seed_all(args.seed, 2, step))
     try:
         while not stop:
@@ -501,7 +501,8 @@ def train(args: Args, run_dir: Path, saved: dict | None):
                 final_obs[i] = infos["final_obs"][i]
             buffer.add(obs, action, final_obs, reward, terminated)
             obs = next_obs
-            seconds.append(time.perf_counter() - start)
+            if learning:
+                seconds.append(time.perf_counter() - start)
             if learning and iteration % (args.policy_delay * LOG_INTERVAL) == 0:
                 numbers = {"charts/SPS": args.num_envs * len(seconds) / sum(seconds)}
                 seconds.clear()
@@ -524,7 +525,7 @@ def train(args: Args, run_dir: Path, saved: dict | None):
         writer.close()
 
     command = shlex.join(["python", sys.argv[0], "--run-dir", str(run_dir)])
-    print(f"{'stopped' if stop else 'finished'} at step {step}; to resume or --evaluate: {command}")
+    print(f"{'stopped' if stop else 'finished'} at step {step}; to resume, extend or --evaluate: {command}")
     if stop:
         sys.exit(128 + stop[0])
 
@@ -537,11 +538,10 @@ def evaluate_run(args: Args, run_dir: Path, saved: dict):
     policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
     policy.load_state_dict(saved["policy"])
     try:
-        returns, lengths = evaluate(policy, envs, seed_all(args.seed, 3, 0), [])
+        returns, _ = evaluate(policy, envs, seed_all(args.seed, 3, saved["step"]), [])  # as in training
     except (AttributeError, gym.error.Error) as error:  # OpenGL or pygame is missing
         sys.exit(f"cannot evaluate {args.env_id}: {error}")
-    result = f"return {returns.mean():.1f} +- {returns.std():.1f}, length {lengths.mean():.0f}"
-    print(f"{args.env_id}, policy of step {saved['step']}, {n} episodes: {result}")
+    print(f"step {saved['step']}: return {returns.mean():.1f} +- {returns.std():.1f}")
     if args.capture_video:
         envs.close()  # completes the video of an episode that was cut off
         print(f"video: {run_dir / 'rl-video-episode-0.mp4'}")
@@ -561,7 +561,7 @@ def main():
         started = vars(saved["args"])
         changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
         if changed and not evaluating:
-            sys.exit(f"{run_dir} was started with another {', '.join(changed)}: choose another --run-dir")
+            sys.exit(f"{run_dir} has another {', '.join(changed)}: name another --run-dir, or only this one")
         if saved["code"] != CODE:
             print(f"note: {run_dir} was saved by another version of this script")
     elif evaluating:

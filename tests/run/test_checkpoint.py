@@ -71,9 +71,9 @@ def test_a_longer_run_continues(run_dir, capsys):
 
 
 @pytest.mark.parametrize("arguments, says", [
-    ({"gamma": 0.5, "hidden_width": 16}, "was started with another (gamma, hidden_width|hidden_width, gamma): "),
-    ({"seed": 1}, "was started with another seed: "),
-    ({"env_id": "environments:OneStep-v0"}, "was started with another env_id: "),
+    ({"gamma": 0.5, "hidden_width": 16}, "has another (gamma, hidden_width|hidden_width, gamma): "),
+    ({"seed": 1}, "has another seed: "),
+    ({"env_id": "environments:OneStep-v0"}, "has another env_id: "),
     ({"script": "td3"}, "it was saved by sac.py"),
 ])  # fmt: skip
 def test_another_run_is_refused(run_dir, arguments, says):

@@ -52,9 +52,10 @@ def test_values(tmp_path, monkeypatch):
         assert log["charts/episodic_length"][step] == 1
 
 
-def test_sps_counts_steps_per_second_without_evaluations(tmp_path, monkeypatch):
+def test_sps_counts_steps_per_second_without_evaluations_and_warm_up(tmp_path, monkeypatch):
     def slow(self):
-        time.sleep(0.4 if self.copy >= 2 else 0.02 if self.episode > 30 else 0.002)
+        episode = 0.0 if self.episode < 20 else 0.002 if self.episode <= 30 else 0.02
+        time.sleep(0.4 if self.copy >= 2 else episode)
         return 0.0
 
     RecordingEnv.clear()

@@ -16,7 +16,7 @@ def test_the_video_shows_the_whole_episode(tmp_path, monkeypatch, capsys):
     train("Rendering", tmp_path)
     assert main("dsac_e", ["--run-dir", tmp_path, "--capture-video"]) is None
     path = tmp_path / "rl-video-episode-0.mp4"
-    assert capsys.readouterr().out.endswith(f"1 episodes: return 15.0 +- 0.0, length 5\nvideo: {path}\n")
+    assert capsys.readouterr().out.endswith(f"step 100: return 15.0 +- 0.0\nvideo: {path}\n")
     assert times(path) == [0, 1, 2, 3, 4, 5] and list(tmp_path.glob("*.mp4")) == [path]
 
     monkeypatch.setattr(dsac_e, "EVAL_LIMIT", 3)  # an episode that is cut off

@@ -9,6 +9,7 @@ Lines are means over seeds up to where the first seed ends, bands are 95% bootst
 import csv
 import gzip
 import itertools
+import logging
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -20,6 +21,7 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 matplotlib.use("Agg")  # needs no display
+logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about every resumed run
 from matplotlib import pyplot as plt
 
 NAMES = {"dsac_e": "DSAC-E", "dsac_t": "DSAC-T", "sac": "SAC", "td3": "TD3"}
@@ -40,18 +42,16 @@ def read_run(run_dir: Path) -> tuple[dict, dict]:
     try:
         saved = torch.load(run_dir / "policy.pt", map_location="cpu", weights_only=True)
         run = {"algorithm": saved["algorithm"], **saved["args"]}
-    except FileNotFoundError as error:
-        raise ValueError(f"it has no policy.pt{why}") from error
-    except Exception as error:  # torch.load raises many types for damaged and foreign files
-        raise ValueError(f"policy.pt is damaged or not of these scripts ({type(error).__name__})") from error
+    except Exception as error:  # torch.load raises many types for missing, damaged and foreign files
+        raise ValueError(f"policy.pt cannot be read ({type(error).__name__}){why}") from error
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()  # 0: no sampling
-    curves = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"] if tag in TAGS}
-    curves = {tag: curve for tag, curve in curves.items() if curve}
+    scalars = events.Tags()["scalars"]
+    curves = {tag: curve for tag in scalars if tag in TAGS and (curve := events.Scalars(tag))}
     if RETURN not in curves:
         raise ValueError(f"it ended before its first evaluation{why}")
     if saved.get("finished") is False:
-        why = f"step {curves[RETURN][-1].step} of {run['total_timesteps']}{why}"
-        print(f"note: {run_dir} is unfinished at {why}", file=sys.stderr)
+        steps = f"{curves[RETURN][-1].step} of {run['total_timesteps']} steps"
+        print(f"note: {run_dir} is unfinished, last evaluation at {steps}{why}", file=sys.stderr)
     for tag, curve in curves.items():
         stride = 1 if tag == RETURN else -(-len(curve) // 300)  # points of a curve, except returns
         curves[tag] = [(event.step, float(f"{event.value:.6g}")) for event in curve[::stride]]
@@ -112,37 +112,36 @@ def figure(curves: dict, lines: list[str], rows: list[tuple[str, str, str]], pat
     fig, axes = plt.subplots(height, columns, figsize=(max(4 * columns, 6), 2.6 * height + 1), squeeze=False,
                              layout="constrained")  # fmt: skip
     panels = zip(axes.flat if len(rows) == 1 else axes.T.flat, itertools.product(tasks, rows), strict=False)
-    counts, end = set(), 0
+    ends = {key: over_seeds(seeds)[0][-1] for key, seeds in curves.items()}
+    counts = set()
     for panel, (task, (tag, label, scale)) in panels:
         for line, (color, dashes, marker) in zip(lines, STYLES * len(lines), strict=False):
             if not (seeds := curves.get((task, line, tag))):
                 continue
             steps, values = over_seeds(seeds)
-            counts, end = counts | {len(values)}, max(end, steps[-1])
+            counts.add(len(values))
             panel.plot(steps, values.mean(0), label=line, color=color, linestyle=dashes, linewidth=1.4,
                        marker=marker, markersize=4, markevery=max(1, len(steps) // 8))  # fmt: skip
             panel.fill_between(steps, *interval(values), color=color, alpha=0.15, linewidth=0)
             bound = curves.get((task, line, BUDGET))
-            tec = line.startswith("DSAC-E") and "--no-tec" not in line
-            if bound and tag == (TRAJECTORY if tec else POLICY):
+            if bound and tag == (TRAJECTORY if "DSAC-E" in line and "--no-tec" not in line else POLICY):
                 level, (low, high) = next(iter(bound.values()))[-1][1], panel.dataLim.intervaly
                 if level > low - 5 * (high - low):  # otherwise the curves would be flat
                     panel.axhline(level, color="gray", linewidth=1, linestyle=":", label="entropy budget")
         panel.set(title=task, ylabel=label, xlabel="environment steps", yscale=scale)
-        panel.set_xlim(np.array([-0.03, 1.03]) * max(panel.dataLim.intervalx[1], 1))
+        end = max(1, *(last for key, last in ends.items() if key[0] == task))
+        panel.set_xlim(-0.03 * end, 1.03 * end)
         panel.xaxis.set_major_formatter(matplotlib.ticker.EngFormatter(sep=""))
         if scale == "log":
             low, high = np.log10(panel.get_ylim())
-            subs = (1, 2, 5) if high - low < 3 else (1,)
-            panel.yaxis.set(major_locator=matplotlib.ticker.LogLocator(subs=subs), major_formatter="{x:g}")
-            panel.yaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
+            locator = matplotlib.ticker.LogLocator(subs=(1, 2, 5) if high - low < 3 else (1,))
+            panel.yaxis.set(major_locator=locator, major_formatter="{x:g}", minor_formatter="")
         panel.grid(alpha=0.3)
     _ = [panel.remove() for panel in axes.flat if not panel.has_data()]
     entries = {label: h for p in fig.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
     fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2 + columns)
-    seeds = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    caption = f"mean over {seeds} seeds, 95% bootstrap interval" if counts != {1} else "one seed, no interval"
-    fig.suptitle(f"{caption}; up to {end / 1e6:.3g}M of the paper's 30M environment steps", fontsize=9)
+    caption = f"mean and 95% bootstrap interval; seeds per line: {' or '.join(map(str, sorted(counts)))}"
+    fig.suptitle(f"{caption}\n{max(ends.values()) / 1e6:.3g}M environment steps (paper: 30M)", fontsize=9)
     fig.savefig(path, dpi=130)
 
 
@@ -159,13 +158,14 @@ def table(curves: dict, lines: list[str]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
-def main(paths: tyro.conf.Positional[list[Path]], out: Path = Path("plots")):
+def main(paths: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),), out: Path = Path("plots")):
     curves = read(paths)
     lines = sorted({line for _, line, _ in curves}, key=lambda x: ([*NAMES.values()].index(x.split()[0]), x))
     out.mkdir(parents=True, exist_ok=True)
     figure(curves, lines, [(RETURN, "evaluation return", "linear")], out / "returns.png")
     rows = [("losses/alpha", "alpha", "log"), (POLICY, "policy entropy (nats)", "linear")]
-    figure(curves, lines, [*rows, (TRAJECTORY, "trajectory entropy", "linear")], out / "temperature.png")
+    rows.append((TRAJECTORY, "trajectory entropy (nats)", "linear"))
+    figure(curves, lines, rows, out / "temperature.png")
     rows = [("critic/target_mean", "target mean", "linear"), ("critic/target_std", "target std", "log")]
     figure(curves, lines, rows, out / "targets.png")
     (out / "results.md").write_text(results := table(curves, lines))

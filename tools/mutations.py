@@ -3,7 +3,8 @@
     python tools/mutations.py tools/mutations.txt
 
 A line of the file is "tests | old | new": `old`, which must occur once in a script, becomes `new` in every
-script that contains it, and the tests named (a folder or files in tests/) run in a copy of the repository.
+script that contains it, and the tests named (a folder or files in tests/) run in a copy of the repository. A line
+break is written as \\n, a bar between spaces as \\|.
 """
 
 import os
@@ -37,8 +38,8 @@ def main():
         copy = Path(directory) / "copy"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "runs", ".*cache"))
         for number, line in enumerate(lines, 1):
-            tests, old, new = line.split(" | ")
-            survived = survives(copy, tests, old.replace("\\n", "\n"), new.replace("\\n", "\n"))
+            tests, old, new = line.replace("\\n", "\n").split(" | ")
+            survived = survives(copy, tests, old, new.replace("\\|", "|"))
             survivors += [line] * survived
             result = "SURVIVED" if survived else "noticed"
             print(f"{number} of {len(lines)}: {result}: {old} -> {new}", flush=True)

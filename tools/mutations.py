@@ -3,8 +3,8 @@
     python tools/mutations.py tools/mutations.txt
 
 A line of the file is "tests | old | new": `old`, which must occur once in a script, becomes `new` in every
-script that contains it, and the tests named (a folder or files in tests/) run in a copy of the repository. A line
-break is written as \\n, a bar between spaces as \\|.
+script that contains it, and the tests named (a folder or files in tests/) run in a copy of the repository.
+A line break is written as \\n, a bar between spaces as \\|.
 """
 
 import os

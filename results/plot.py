@@ -79,10 +79,11 @@ def read(paths: list[Path]) -> dict:
         line = NAMES[run["algorithm"]]
         for name, value in run.items():
             varies = name not in SHARED and len({str(other.get(name)) for other in alike}) > 1
-            if value is False and (varies or name in ("tec", "res")):
-                line += f" --no-{name.replace('_', '-')}"
-            elif varies and value is not True:
-                line += f" --{name.replace('_', '-')} {value}"
+            value = f"{value:.4g}" if isinstance(value, float) else value
+            if name in ("tec", "res"):
+                line += "" if value else f" --no-{name}"
+            elif varies and value is not False:
+                line += f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         for tag, curve in points.items():
             if curves[run["env_id"], line, tag].setdefault(run["seed"], curve) is not curve and tag == RETURN:
                 print(f"note: {run_dir} is left out: another run has its arguments and seed", file=sys.stderr)
@@ -113,13 +114,12 @@ def figure(curves: dict, lines: list[str], rows: list[tuple[str, str, str]], pat
                              layout="constrained")  # fmt: skip
     panels = zip(axes.flat if len(rows) == 1 else axes.T.flat, itertools.product(tasks, rows), strict=False)
     ends = {key: over_seeds(seeds)[0][-1] for key, seeds in curves.items()}
-    counts = set()
+    counts = {len(seeds) for (_, _, tag), seeds in curves.items() if tag in [row[0] for row in rows]}
     for panel, (task, (tag, label, scale)) in panels:
         for line, (color, dashes, marker) in zip(lines, STYLES * len(lines), strict=False):
             if not (seeds := curves.get((task, line, tag))):
                 continue
             steps, values = over_seeds(seeds)
-            counts.add(len(values))
             panel.plot(steps, values.mean(0), label=line, color=color, linestyle=dashes, linewidth=1.4,
                        marker=marker, markersize=4, markevery=max(1, len(steps) // 8))  # fmt: skip
             panel.fill_between(steps, *interval(values), color=color, alpha=0.15, linewidth=0)

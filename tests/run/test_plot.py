@@ -14,6 +14,9 @@ spec = importlib.util.spec_from_file_location("plot", ROOT / "results/plot.py")
 plot = importlib.util.module_from_spec(spec)
 sys.modules["plot"] = plot
 spec.loader.exec_module(plot)
+spec = importlib.util.spec_from_file_location("stats", ROOT / "results/stats.py")
+stats = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stats)
 ARGS = {"env_id": "Hopper-v4", "seed": 0, "rho": 1.0, "tec": True, "total_timesteps": 900}
 
 
@@ -43,9 +46,11 @@ def test_lines_are_named_by_the_arguments_that_differ(tmp_path):
     log(tmp_path / "b", {0: 0}, "dsac_e", rho=20.0, seed=1, total_timesteps=50)
     log(tmp_path / "c", {0: 0}, "dsac_e", rho=5.0, seed=3)
     log(tmp_path / "d", {0: 0}, "dsac_e", rho=9.0, tec=False, env_id="Ant-v4")
+    log(tmp_path / "e", {0: 0}, "dsac_e", rho=9.0, center_entropy=True, env_id="Ant-v4")
     lines = {(task, line): sorted(seeds) for (task, line, _), seeds in plot.read([tmp_path]).items()}
-    hopper = {("Hopper-v4", "DSAC-E --rho 5.0"): [0, 3], ("Hopper-v4", "DSAC-E --rho 20.0"): [1]}
-    assert lines == hopper | {("Ant-v4", "DSAC-E --no-tec"): [0]}
+    hopper = {("Hopper-v4", "DSAC-E --rho 5"): [0, 3], ("Hopper-v4", "DSAC-E --rho 20"): [1]}
+    ant = {("Ant-v4", "DSAC-E --no-tec"): [0], ("Ant-v4", "DSAC-E --center-entropy"): [0]}
+    assert lines == hopper | ant
 
 
 def test_seeds_are_averaged_as_far_as_all_have_come():
@@ -53,6 +58,16 @@ def test_seeds_are_averaged_as_far_as_all_have_come():
     assert steps.tolist() == [0, 100] and values.mean(0).tolist() == [1, 3]
     low, high = plot.interval(np.array([[1.0], [2.0], [6.0]]))
     assert 1 <= low[0] < 3 < high[0] <= 6
+
+
+def test_statistics():
+    """The interquartile mean of 1, 2, 3, 100 is 2.5, that of three values (1/4 1 + 2 + 1/4 3) / 1.5."""
+    assert stats.interquartile_mean(np.array([1.0, 100, 3, 2])) == pytest.approx(2.5)
+    assert stats.interquartile_mean(np.array([1.0, 2, 6])) == pytest.approx((0.25 + 2 + 1.5) / 1.5)
+    assert stats.probability_of_improvement(np.array([1.0, 2]), np.array([1.0, 0])) == (0.5 + 3) / 4
+    steps = np.arange(0.0, 3e6, 1e5)
+    assert stats.drift(steps, 2e-5 * steps) == pytest.approx(4)  # per 200,000 steps
+    assert stats.final_return(steps, steps) == np.mean([2.7e6, 2.8e6, 2.9e6])
 
 
 def test_table_figures_and_saved_curves(tmp_path, monkeypatch, capsys):

@@ -39,7 +39,7 @@ class Args:
     """Train on a Gymnasium environment. Running the same command again resumes the run."""
 
     env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
-    rho: float | None = None  # entropy budget / H0 (-A); 20 for Humanoid, Walker2d: alpha only falls; else 1
+    rho: float | None = None  # scale of the entropy budget: 1; Humanoid, Walker2d 20 (alpha then only falls)
     tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
     res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
     center_entropy: bool = False  # [ours] Qe = network + gamma / (1 - gamma) * running mean of the entropy

@@ -1,5 +1,6 @@
 """The run directory as the identity of a run: resuming, refusing, interruptions, kill -9, damaged files, full disks."""
 
+import importlib
 import os
 import re
 import resource
@@ -12,7 +13,7 @@ import sys
 import environments
 import pytest
 import torch
-from environments import RecordingEnv, call_at, load, main, scalars, start, train
+from environments import RecordingEnv, call_at, flat, load, main, scalars, start, train
 
 import sac
 
@@ -68,6 +69,31 @@ def test_a_longer_run_continues(run_dir, capsys):
     assert load(run_dir)["args"]["hidden_width"] == 8  # from the run, not the default
     moments = load(run_dir)["optimizer"]["state"]  # one update per vector step from 40 on:
     assert max(float(moment["step"]) for moment in moments.values()) == 55
+
+
+@pytest.mark.parametrize("script", ["dsac_e", "dsac_t", "sac", "td3"])
+def test_resuming_restores_weights_buffers_and_moments(tmp_path, monkeypatch, script):
+    """The first update after a resumption starts from where the last one ended, persistent buffer or not."""
+    module, states = importlib.import_module(script), []
+
+    def state(agent):
+        tensors = [*agent.parameters(), *agent.buffers(), *flat(agent.optimizer.state_dict()["state"])]
+        return [tensor.detach().clone() for tensor in tensors]
+
+    def update(self, batch, update_policy):
+        states.append(state(self))
+        log = original(self, batch, update_policy)
+        states.append(state(self))
+        return log
+
+    original = module.Agent.update
+    monkeypatch.setattr(module.Agent, "update", update)
+    arguments = {"center_entropy": True} if script == "dsac_e" else {}
+    train("Recording", tmp_path, script, total_timesteps=60, **arguments)
+    last = len(states) - 1
+    train("Recording", tmp_path, script, total_timesteps=64, **arguments)
+    assert len(states) == last + 1 + 4
+    assert all(torch.equal(a, b) for a, b in zip(states[last], states[last + 1], strict=True))
 
 
 @pytest.mark.parametrize("arguments, says", [

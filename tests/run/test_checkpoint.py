@@ -72,9 +72,9 @@ def test_a_longer_run_continues(run_dir, capsys):
 
 
 @pytest.mark.parametrize("script", ["dsac_e", "dsac_t", "sac", "td3"])
-def test_resuming_restores_weights_buffers_and_moments(tmp_path, monkeypatch, script):
-    """The first update after a resumption starts from where the last one ended, persistent buffer or not."""
-    module, states = importlib.import_module(script), []
+def test_a_resumed_run_continues_where_it_stopped(tmp_path, monkeypatch, script):
+    """With the weights, buffers and moments of the last update, and with the policy in every second update."""
+    module, states, flags = importlib.import_module(script), [], []
 
     def state(agent):
         tensors = [*agent.parameters(), *agent.buffers(), *flat(agent.optimizer.state_dict()["state"])]
@@ -82,6 +82,7 @@ def test_resuming_restores_weights_buffers_and_moments(tmp_path, monkeypatch, sc
 
     def update(self, batch, update_policy):
         states.append(state(self))
+        flags.append(update_policy)
         log = original(self, batch, update_policy)
         states.append(state(self))
         return log
@@ -89,10 +90,10 @@ def test_resuming_restores_weights_buffers_and_moments(tmp_path, monkeypatch, sc
     original = module.Agent.update
     monkeypatch.setattr(module.Agent, "update", update)
     arguments = {"center_entropy": True} if script == "dsac_e" else {}
-    train("Recording", tmp_path, script, total_timesteps=60, **arguments)
+    train("Recording", tmp_path, script, total_timesteps=62, **arguments)
     last = len(states) - 1
-    train("Recording", tmp_path, script, total_timesteps=64, **arguments)
-    assert len(states) == last + 1 + 4
+    train("Recording", tmp_path, script, total_timesteps=66, **arguments)
+    assert flags == [True, False] * 6 + [True]  # from step 40 to 64, resumed at 62
     assert all(torch.equal(a, b) for a, b in zip(states[last], states[last + 1], strict=True))
 
 
@@ -333,9 +334,9 @@ def test_an_edited_script_is_noted(run_dir, monkeypatch, capsys):
 
 
 def test_checkpoints_at_intervals(tmp_path, monkeypatch):
-    """A power failure at step 88 costs the steps since 80."""
+    """A power failure at step 88 costs the steps since 78, the first one beyond twice the interval of 39."""
     call_at(monkeypatch, 100, lambda: shutil.copytree(tmp_path / "run", tmp_path / "copy"))
-    train("Recording", tmp_path / "run", "sac", checkpoint_interval=40)
-    assert load(tmp_path / "copy")["step"] == 80
+    train("Recording", tmp_path / "run", "sac", checkpoint_interval=39)
+    assert load(tmp_path / "copy")["step"] == 78
     assert main("sac", ["--run-dir", tmp_path / "copy"]) is None
-    assert list(scalars(tmp_path / "copy")["eval/episodic_return"]) == [0, 50, 80, 100]
+    assert list(scalars(tmp_path / "copy")["eval/episodic_return"]) == [0, 50, 78, 100]

@@ -58,6 +58,8 @@ def test_a_failing_compilation(tmp_path, monkeypatch, capsys, error):
 
 @pytest.mark.parametrize("arguments", [{"compile": False}, {"compile": True, "total_timesteps": 60}])
 def test_short_runs_and_no_compile(tmp_path, monkeypatch, capsys, arguments):
+    """Also the short rest of a long run."""
     monkeypatch.setattr(sac, "COMPILE_FROM", 30)
     assert train("Recording", tmp_path, "sac", **arguments) is None
+    assert train("Recording", tmp_path, "sac", total_timesteps=120, compile=not arguments["compile"]) is None
     assert "compiling" not in capsys.readouterr().out

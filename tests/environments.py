@@ -326,7 +326,7 @@ variant(
     "ManyBounds", action_space=box(np.arange(60), np.arange(60) + 1, dtype=np.int64)
 )  # printed in several lines
 variant("IntegerObservation", observation_space=box(-1000, 1000, (3,), np.int64))
-variant("InfiniteObservation", NanObservationEnv, value=np.inf)
+variant("InfiniteObservation", NanObservationEnv, value=-np.inf)
 variant("NanReward", NanObservationEnv, what="reward")
 variant("InfiniteReward", NanObservationEnv, what="reward", value=-np.inf)
 variant("OverflowReward", NanObservationEnv, what="reward", value=1e39)

@@ -72,10 +72,10 @@ def test_sps_counts_steps_per_second_without_evaluations_and_warm_up(tmp_path, m
 
 
 def test_printed_returns_are_the_logged_ones(tmp_path, capsys):
-    train("Staggered", tmp_path)
+    train("Staggered", tmp_path, eval_interval=25)
     log = scalars(tmp_path)
     printed = re.findall(r"step (\d+): return (\S+) \+- (\S+)", capsys.readouterr().out)
-    assert [int(step) for step, *_ in printed] == [0, 50, 100]
+    assert [int(step) for step, *_ in printed] == [0, 26, 50, 76, 100]
     for step, mean, std in printed:
         assert float(mean) == pytest.approx(log["eval/episodic_return"][int(step)], abs=0.05)
         assert float(std) == pytest.approx(log["eval/episodic_return_std"][int(step)], abs=0.05)

@@ -53,12 +53,17 @@ def test_smallest_values(tmp_path):
 def test_default_directory_and_module_in_the_working_directory(tmp_path):
     """As a user starts it, with an environment of his own, an id without version and a log file beside the run."""
     (tmp_path / "own.py").write_text(f"import sys; sys.path.append({str(TESTS)!r}); import environments")
-    words = options("Recording", None) + ["--env-id", "own:Recording"]
+    words = options("Recording", None) + ["--env-id", "own:GlobalRandom"]
     command = [sys.executable, ROOT / "sac.py", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Recording-v0 on cpu from step 0" in done.stdout
-    assert load(tmp_path / "runs/own-Recording__sac__0")["step"] == 100
+    assert "GlobalRandom-v0 on cpu from step 0" in done.stdout
+    assert load(tmp_path / "runs/own-GlobalRandom__sac__0")["step"] == 100
+    words = ["--env-id", "own:GlobalRandom", "--evaluate"]  # with the run's number of episodes
+    again = subprocess.run(
+        [sys.executable, ROOT / "sac.py", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert again.stdout == re.search(r"step 100: return .*\n", done.stdout)[0]
     done = subprocess.run([*command, "--gamma", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and not done.stdout
 

@@ -16,8 +16,15 @@ def test_equal_seeds_give_equal_runs(tmp_path):
     assert equal(runs[0], runs[1]) and not equal(runs[0], runs[2])
     assert not runs[0]["replay"][:, :3].equal(runs[2]["replay"][:, :3])  # np.random
     assert not runs[0]["replay"][:, 8].equal(runs[2]["replay"][:, 8])  # random
-    weights = [(w, runs[2]["agent"][name]) for name, w in runs[0]["agent"].items() if "net.0" in name]
-    assert not any(first.equal(second) for first, second in weights)
+
+
+def test_seeds_give_independent_initial_weights(tmp_path):
+    """Before the first update."""
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train("Recording", tmp_path / name, seed=seed, learning_starts=99)
+    first, second, third = (load(tmp_path / name)["agent"] for name in "abc")
+    for name in [name for name in first if ".net." in name]:
+        assert first[name].equal(second[name]) and (first[name] != third[name]).all()
 
 
 def test_environments_do_not_share_seeds(tmp_path):

@@ -1,6 +1,7 @@
 """The four scripts are one family: identical harness, pinned requirements, values that are known in closed form."""
 
 import importlib
+import math
 import re
 import tomllib
 
@@ -60,6 +61,8 @@ def test_values_of_known_episodes(tmp_path, script):
     expected = torch.tensor([constant, 1, GAMMA * (1 + h[4]), 0, 1])
     torch.testing.assert_close(q, expected, atol=0.1, rtol=0)
     assert action[3].item() == pytest.approx(0.5, abs=0.15)
+    if alpha:  # the best density exp(-(action - 0.5)^2 / alpha) has the entropy log(pi e alpha) / 2
+        assert entropy[3].item() == pytest.approx((1 + math.log(math.pi * alpha)) / 2, abs=0.35)
     if script == "dsac_e":
         with torch.no_grad():
             qe = agent.entropy_critic(obs, action)

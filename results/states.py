@@ -10,6 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import torch
 import tyro
 
@@ -21,10 +22,9 @@ def describe(run_dir: Path) -> list[str]:
     saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
     script = importlib.import_module(saved["algorithm"])
     args = script.Args(**saved["args"])
-    obs_dim = saved["agent"]["policy.net.0.weight"].shape[-1]
-    action_dim = saved["agent"]["policy.net.6.bias"].shape[-1] // 2
-    box = torch.ones(action_dim).numpy()  # +-1; other boxes shift the entropy by log(half range)
-    agent = script.Agent(args, obs_dim, -box, box)
+    env = gym.make(args.env_id)
+    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    agent = script.Agent(args, obs_dim, env.action_space.low, env.action_space.high)
     agent.load_state_dict(saved["agent"])
 
     torch.manual_seed(0)

@@ -11,3 +11,8 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
+
+from tensorboard.summary.writer import event_file_writer  # noqa: E402
+
+# TensorBoard reads the event files of one second in the order of their names: keep the length of the counter fixed.
+event_file_writer._global_uid._value = 10_000

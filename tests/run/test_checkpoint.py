@@ -71,6 +71,14 @@ def test_a_longer_run_continues(run_dir, capsys):
     assert max(float(moment["step"]) for moment in moments.values()) == 55
 
 
+def test_the_policy_is_saved_before_every_evaluation(tmp_path, monkeypatch):
+    """For --evaluate and --capture-video of a run that is training, also between two checkpoints."""
+    steps = []
+    call_at(monkeypatch, MOMENTS["evaluation"], lambda: steps.append(load(tmp_path, "policy.pt")["step"]))
+    assert train("Recording", tmp_path, "sac", checkpoint_interval=1000) is None
+    assert steps == [50]
+
+
 @pytest.mark.parametrize("script", ["dsac_e", "dsac_t", "sac", "td3"])
 def test_a_resumed_run_continues_where_it_stopped(tmp_path, monkeypatch, script):
     """With the weights, buffers and moments of the last update, and with the policy in every second update."""

@@ -25,8 +25,6 @@ import td3
 ALPHA = torch.tensor(0.7, dtype=torch.float64)
 SEEDS, GAMMAS, ENDINGS = st.integers(0, 2**32 - 1), st.floats(0, 0.999), st.sampled_from([0.0, 0.3, 1.0])
 SEED = 10  # a process of four states, three actions, and a policy that takes all of them
-property_based = settings(derandomize=True, deadline=None, max_examples=20, database=None)
-every_case = pytest.mark.parametrize("case", ["pis", "dsac_e", "dsac_t", "sac", "td3"])
 
 
 class Process:
@@ -104,11 +102,13 @@ def distance(x, y):
     return np.abs(x - y).max()
 
 
-@every_case
-@property_based
+@pytest.mark.parametrize("case", ["pis", "dsac_e", "dsac_t", "sac", "td3"])
+@settings(derandomize=True, deadline=None, max_examples=20, database=None)
 @given(SEEDS, GAMMAS, ENDINGS)
-def test_target_is_the_bellman_operator_and_contracts_by_gamma(case, seed, gamma, ending):
-    """B Q = constant + gamma P min_i Q_i, and ||B Q - B Q'|| <= gamma ||Q - Q'|| in the maximum norm."""
+def test_target_is_the_bellman_operator(case, seed, gamma, ending):
+    """B Q = constant + gamma P min_i Q_i. It contracts, ||B Q - B Q'|| <= gamma ||Q - Q'|| in the maximum norm,
+    to the solution of the linear system.
+    """
     process = Process(seed, ending)
     first, second = (process.random_tables(case, seed + i) for i in (1, 2))
     images = [operator(case, process, gamma, tables) for tables in (first, second)]
@@ -116,19 +116,8 @@ def test_target_is_the_bellman_operator_and_contracts_by_gamma(case, seed, gamma
         expected = process.constant(case, gamma) + gamma * process.P @ tables.min(0)
         assert distance(image, expected) < 1e-11 * (1 + np.abs(expected).max())
     assert distance(*images) <= gamma * distance(first, second) + 1e-11
-
-
-@every_case
-@pytest.mark.parametrize(("gamma", "ending"), [(0.5, 0.3), (0.9, 0.0)])
-def test_iterates_reach_the_linear_solution_at_rate_gamma(case, gamma, ending):
-    """After k applications of the operator the error is at most gamma^k of the initial one."""
-    process = Process(SEED, ending)
-    solution, tables = process.fixed_point(case, gamma), process.random_tables(case, 8)
-    start = distance(tables, solution)
-    for k in range(1, 121):
-        tables = operator(case, process, gamma, tables)
-        assert distance(tables, solution) <= gamma**k * start + 1e-11
-    assert distance(tables, solution) < 1e-3 < 1 < start
+    solution = process.fixed_point(case, gamma) + 0 * first
+    assert distance(operator(case, process, gamma, solution), solution) < 1e-9
 
 
 class Table(nn.Module):

@@ -96,23 +96,3 @@ def test_descent_learns_mean_and_spread_of_terminal_rewards(script, spreads, kep
     np.testing.assert_allclose(q.detach(), [means, means], atol=1e-6)
     np.testing.assert_allclose(F.softplus(raw).detach(), [fixed, fixed], rtol=1e-6)
     np.testing.assert_allclose(fixed / spreads, kept, atol=2e-3)
-
-
-def test_learning_speed_is_independent_of_the_scale_of_the_reward():
-    """Rewards N(3 c, c^2), Q starts at 2 c: after 40 steps of gradient descent the logarithm of the remaining
-    relative error is the same within 5% for c = 0.1, 1, 10. Without the factor m^2 it varies as 1 / c^2.
-    """
-    remaining = []
-    for scale in (0.1, 1.0, 10.0):
-        q, raw = leaf([[2 * scale]] * 2), leaf([[np.log(np.expm1(scale))]] * 2)
-        reward, m, zeros = scale * (3 + QUANTILES), [scale, scale], np.zeros(400)
-        optimizer = torch.optim.SGD([q, raw], lr=0.003)
-        for _ in range(40):
-            sigma = F.softplus(raw).expand(2, 400)
-            loss, m, _ = pev(dsac_e, q.expand(2, 400), sigma, sigma, sigma, reward, zeros, zeros, m, 0.005)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        remaining.append(np.log(3 - q[0].item() / scale))
-    assert remaining[1] < -0.1
-    np.testing.assert_allclose(remaining, remaining[1], rtol=0.05)

@@ -1,4 +1,4 @@
-"""Makes the scripts and the shared helpers importable, and runs torch on one thread, which is repeatable."""
+"""Makes the scripts, plot.py and the shared helpers importable, and runs torch on one thread, which is repeatable."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+sys.path[:0] = [str(TESTS.parent), str(TESTS.parent / "results"), str(TESTS)]
 
 import torch  # noqa: E402
 

@@ -38,7 +38,10 @@ def options(env: str, run_dir: Path, **arguments) -> list[str]:
 
 
 def main(script: str, words: list[str]) -> int | str | Exception | None:
-    """Calls main() of a script. Returns None, the argument of sys.exit, or the exception that it raised."""
+    """Calls main() of a script with an empty record of RecordingEnv. Returns None, the argument of sys.exit, or
+    the exception that it raised.
+    """
+    RecordingEnv.clear()
     module = importlib.import_module(script)
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = sys.argv, sys.path.copy(), [signal.getsignal(number) for number in signals]
@@ -105,7 +108,7 @@ def box(low, high, shape=None, dtype=np.float32) -> gym.spaces.Box:
 class RecordingEnv(gym.Env):
     """Observes (copy, episode, time). Episodes in turn terminate after 3 steps and are truncated after 5.
 
-    The class records the seeds of reset() and the actions of each copy.
+    The class records the seeds of reset() and the actions of each copy, from the last call of main() on.
     """
 
     observation_space = box(-np.inf, np.inf, (3,))
@@ -127,21 +130,30 @@ class RecordingEnv(gym.Env):
         self.episode, self.time = self.episode + 1, 0
         return self.observe(), {}
 
-    def observe(self):
-        return np.array([self.copy, self.episode, self.time], np.float32)
-
     def step(self, action):
         RecordingEnv.actions[self.copy].append(action.copy())
         self.time += 1
-        terminated = self.episode % 2 == 0 and self.time == 3
-        truncated = self.episode % 2 == 1 and self.time == 5
-        return self.observe(), self.reward(), terminated, truncated, {}
+        return self.observe(), self.reward(), self.terminated(), self.truncated(), {}
+
+    def observe(self):
+        return np.array([self.copy, self.episode, self.time], np.float32)
 
     def reward(self):
         return 100.0 * self.episode + self.time
 
+    def terminated(self):
+        return self.episode % 2 == 0 and self.time == 3
+
+    def truncated(self):
+        return self.episode % 2 == 1 and self.time == 5
+
     def close(self):
         pass
+
+
+def variant(name: str, base: type = RecordingEnv, **attributes):
+    """An environment that differs from another in some attributes and methods."""
+    globals()[f"{name}Env"] = type(f"{name}Env", (base,), attributes)
 
 
 def call_at(monkeypatch, n: int, function):
@@ -204,51 +216,6 @@ class GlobalRandomEnv(RecordingEnv):
         return random.random()
 
 
-class NanResetEnv(RecordingEnv):
-    def reset(self, **kwargs):
-        return np.full(3, np.nan, np.float32), super().reset(**kwargs)[1]
-
-
-class NanObservationEnv(RecordingEnv):
-    """The observation or the reward of the last step of the episode `when` is replaced by `value`."""
-
-    when, value, what = 2, np.nan, "obs"
-
-    def step(self, action):
-        obs, reward, terminated, truncated, info = super().step(action)
-        if self.episode == self.when and (terminated or truncated):
-            if self.what == "obs":
-                obs = np.full_like(obs, self.value)
-            else:
-                reward = self.value
-        return obs, reward, terminated, truncated, info
-
-
-class ShapeEnv(RecordingEnv):
-    """Observations have another shape than the space."""
-
-    def observe(self):
-        return np.zeros(4, np.float32)
-
-
-class OverflowObservationEnv(RecordingEnv):
-    """A float64 observation that float32 cannot represent."""
-
-    observation_space = box(-np.inf, np.inf, (3,), np.float64)
-
-    def observe(self):
-        return np.full(3, 1e39 if self.episode == 2 else 0.0)
-
-
-class NanIntegerEnv(RecordingEnv):
-    """NaN in an observation that its space declares as an integer."""
-
-    observation_space = box(-1000, 1000, (3,), np.int64)
-
-    def observe(self):
-        return np.full(3, np.nan if self.episode == 2 else 0.0)
-
-
 class RaisingStepEnv(RecordingEnv):
     def reward(self):
         if self.episode == 4:
@@ -256,31 +223,43 @@ class RaisingStepEnv(RecordingEnv):
         return 0.0
 
 
-class RaisingCloseEnv(RecordingEnv):
-    def close(self):
-        raise ZeroDivisionError("close")
+def last_of_episode_2(value, otherwise=0.0):
+    """A method that returns a value when episode 2 terminates, and something else before and after."""
+    return lambda self: value if self.episode == 2 and self.time == 3 else otherwise
 
 
-class EndlessEnv(RecordingEnv):
-    def step(self, action):
-        obs, reward, *_ = super().step(action)
-        return obs, reward, False, False, {}
-
-
-class OneStepEnv(RecordingEnv):
-    """Episodes of one step."""
-
-    def step(self, action):
-        obs, reward, *_ = super().step(action)
-        return obs, reward, True, False, {}
-
-
-class StaggeredEnv(RecordingEnv):
-    """In each pair of copies the first is truncated after 2 steps and the second after 5; the reward is 10 * episode + time."""
-
-    def step(self, action):
-        obs, *_ = super().step(action)
-        return obs, 10.0 * self.episode + self.time, False, self.time == (2, 5)[self.copy % 2], {}
+ONES, REAL, WHOLE = np.ones(3), box(-np.inf, np.inf, (3,), np.float64), box(-1000, 1000, (3,), np.int64)
+# Invalid values
+variant("NanReset", observe=lambda self: np.nan * ONES)
+variant("Shape", observe=lambda self: np.zeros(4, np.float32))
+variant("NanObservation", observe=last_of_episode_2(np.nan * ONES, ONES))
+variant("InfiniteObservation", observe=last_of_episode_2(-np.inf * ONES, ONES))
+variant("OverflowObservation", observation_space=REAL, observe=last_of_episode_2(1e39 * ONES, ONES))
+variant("NanInteger", observation_space=WHOLE, observe=last_of_episode_2(np.nan * ONES, ONES))
+variant("NanReward", reward=last_of_episode_2(np.nan))
+variant("InfiniteReward", reward=last_of_episode_2(-np.inf))
+variant("OverflowReward", reward=last_of_episode_2(1e39))
+variant("ArrayReward", reward=last_of_episode_2(np.ones(2)))
+# Spaces
+variant("Narrow", action_space=box(-0.002, 0.002, (2,)))
+variant("Wide", action_space=box(-2000, 2000, (2,)))
+variant("Dictionary", observation_space=gym.spaces.Dict({"a": box(-1, 1, (2,))}))
+variant("Image", observation_space=box(0, 255, (8, 8, 3), np.uint8))
+variant("IntegerAction", action_space=box(-3, 4, (2,), np.int64))
+variant("IntegerObservation", observation_space=WHOLE)
+variant("Unbounded", action_space=box(-np.inf, np.inf, (2,)))
+MANY = np.arange(60)  # printed in several lines
+variant("ManyBounds", action_space=box(MANY, MANY + 1, dtype=np.int64))
+# Episodes
+variant("Endless", terminated=lambda self: False, truncated=lambda self: False)
+variant("OneStep", terminated=lambda self: True, truncated=lambda self: False)
+variant(  # in each pair of copies the first is truncated after 2 steps, the second after 5
+    "Staggered",
+    reward=lambda self: 10.0 * self.episode + self.time,
+    terminated=lambda self: False,
+    truncated=lambda self: self.time == (2, 5)[self.copy % 2],
+)
+variant("RaisingClose", close=lambda self: 1 / 0)
 
 
 class Float64Env(RecordingEnv):
@@ -303,34 +282,14 @@ class RenderingEnv(RecordingEnv):
         super().__init__()
         self.render_mode = render_mode
 
-    def step(self, action):
-        obs, reward, *_ = super().step(action)
-        return obs, reward, self.time == 5, False, {}
-
     def render(self):
         return np.full((64, 64, 3), 51 * self.time, np.uint8)
 
+    def terminated(self):
+        return self.time == 5
 
-def variant(name: str, base: type = RecordingEnv, **attributes):
-    """An environment that differs from another in its attributes."""
-    globals()[f"{name}Env"] = type(f"{name}Env", (base,), attributes)
-
-
-variant("Narrow", action_space=box(-0.002, 0.002, (2,)))
-variant("Wide", action_space=box(-2000, 2000, (2,)))
-variant("Dictionary", observation_space=gym.spaces.Dict({"a": box(-1, 1, (2,))}))
-variant("Image", observation_space=box(0, 255, (8, 8, 3), np.uint8))
-variant("IntegerAction", action_space=box(-3, 4, (2,), np.int64))
-variant("Unbounded", action_space=box(-np.inf, np.inf, (2,)))
-variant(
-    "ManyBounds", action_space=box(np.arange(60), np.arange(60) + 1, dtype=np.int64)
-)  # printed in several lines
-variant("IntegerObservation", observation_space=box(-1000, 1000, (3,), np.int64))
-variant("InfiniteObservation", NanObservationEnv, value=-np.inf)
-variant("NanReward", NanObservationEnv, what="reward")
-variant("InfiniteReward", NanObservationEnv, what="reward", value=-np.inf)
-variant("OverflowReward", NanObservationEnv, what="reward", value=1e39)
-variant("ArrayReward", NanObservationEnv, what="reward", value=np.ones(2))
+    def truncated(self):
+        return False
 
 
 class NoRendererEnv(RenderingEnv):

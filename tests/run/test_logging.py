@@ -63,7 +63,6 @@ def test_sps_counts_steps_per_second_without_evaluations_and_warm_up(tmp_path, m
         )
         return 0.0
 
-    RecordingEnv.clear()
     monkeypatch.setattr(dsac_e, "LOG_INTERVAL", 5)
     monkeypatch.setattr(RecordingEnv, "reward", slow)
     monkeypatch.setattr(dsac_e.time, "perf_counter", lambda: clock[0])

@@ -1,22 +1,15 @@
 """results/plot.py: what is drawn and printed, from what was logged."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
+import plot
 import pytest
+import stats
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-ROOT = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("plot", ROOT / "results/plot.py")
-plot = importlib.util.module_from_spec(spec)
-sys.modules["plot"] = plot
-spec.loader.exec_module(plot)
-spec = importlib.util.spec_from_file_location("stats", ROOT / "results/stats.py")
-stats = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(stats)
 ARGS = {"env_id": "Hopper-v4", "seed": 0, "rho": 1.0, "tec": True, "total_timesteps": 900}
 
 

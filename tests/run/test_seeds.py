@@ -10,7 +10,6 @@ def test_equal_seeds_give_equal_runs(tmp_path):
     """The environment draws from np.random and random, which --seed seeds."""
     runs = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        RecordingEnv.clear()
         train("GlobalRandom", tmp_path / name, seed=seed)
         runs.append(load(tmp_path / name))
     assert equal(runs[0], runs[1]) and not equal(runs[0], runs[2])
@@ -28,23 +27,19 @@ def test_seeds_give_independent_initial_weights(tmp_path):
 
 
 def test_environments_do_not_share_seeds(tmp_path):
-    RecordingEnv.clear()
     train("Recording", tmp_path / "a", seed=1)
     first = RecordingEnv.seeds.copy()
     assert len(first) == 2 + 3 * 2 == len(set(first))  # 2 environments and 3 evaluations of 2 episodes
-    RecordingEnv.clear()
     train("Recording", tmp_path / "b", seed=2)
     assert not set(first) & set(RecordingEnv.seeds)
 
 
 def test_a_checkpoint_determines_the_rest_of_the_run(tmp_path, monkeypatch):
-    RecordingEnv.clear()
     call_at(monkeypatch, 80, lambda: signal.raise_signal(signal.SIGTERM))
     assert train("Recording", tmp_path / "a") == 128 + signal.SIGTERM
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     seeds = RecordingEnv.seeds.copy()
     for name in "ab":
-        RecordingEnv.clear()
         assert train("Recording", tmp_path / name) is None
         assert not set(seeds) & set(RecordingEnv.seeds[:2])  # of the training environments
     assert equal(load(tmp_path / "a"), load(tmp_path / "b"))

@@ -9,11 +9,6 @@ import dsac_e
 import td3
 
 
-@pytest.fixture(autouse=True)
-def clear():
-    RecordingEnv.clear()
-
-
 def columns(run_dir):
     """The transitions of a run in order: obs, action, next_obs, reward, terminated."""
     return torch.split(load(run_dir)["replay"], (3, 2, 3, 1, 1), dim=1)

@@ -4,6 +4,7 @@
 
 A return is the mean of the evaluations in the last tenth of a run, IQM the interquartile mean over seeds, and
 P the probability that a run of DSAC-E has a higher return than a run of the line (Agarwal et al., 2021).
+Runs that are shorter than 90% of the task's longest run do not count in IQM and P.
 Ranges and deviations are of the steps after the first million, or the last two thirds of shorter runs.
 """
 
@@ -53,9 +54,15 @@ def column(curves: dict, task: str, line: str) -> dict[str, str]:
         results = [function(*np.array(curve, float).T) for _, curve in runs]
         return "; ".join(x if isinstance(x, str) else f"{x:.4g}" for x in results)
 
+    returns = {key[1]: runs for key, runs in curves.items() if key[0] == task and key[2] == RETURN}
+    longest = max(curve[-1][0] for runs in returns.values() for curve in runs.values())
+
     def finals(line: str) -> np.ndarray:
-        runs = curves.get((task, line, RETURN), {}).values()
-        return np.array([final_return(*np.array(curve, float).T) for curve in runs])
+        complete = [curve for curve in returns.get(line, {}).values() if curve[-1][0] >= 0.9 * longest]
+        return np.array([final_return(*np.array(curve, float).T) for curve in complete])
+
+    def over_runs(function, *samples: np.ndarray) -> str:
+        return f"{function(*samples):.4g}" if all(map(len, samples)) else "-"
 
     tec = line.startswith("DSAC-E") and "--no-tec" not in line
     budget = next(iter(curves.get((task, line, BUDGET), {0: [(0, np.nan)]}).values()))[-1][1]
@@ -63,8 +70,8 @@ def column(curves: dict, task: str, line: str) -> dict[str, str]:
         "seeds": "; ".join(map(str, sorted(curves[task, line, RETURN]))),
         "million steps": each(RETURN, lambda steps, _: steps[-1] / 1e6),
         "return": each(RETURN, final_return),
-        "IQM": f"{interquartile_mean(finals(line)):.4g}",
-        "P": f"{probability_of_improvement(finals('DSAC-E'), finals(line)):.2f}",
+        "IQM": over_runs(interquartile_mean, finals(line)),
+        "P": over_runs(probability_of_improvement, finals("DSAC-E"), finals(line)),
         "alpha": each("losses/alpha", extent),
         "standard deviation of log(alpha)": each("losses/alpha", lambda *curve: np.log(late(*curve)).std()),
         "policy entropy": each(POLICY, extent),

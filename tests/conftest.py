@@ -1,4 +1,4 @@
-"""Makes the scripts, plot.py and the shared helpers importable, and runs torch on one thread, which is repeatable."""
+"""Makes the scripts, results/ and the shared helpers importable; runs torch on one thread, which is repeatable."""
 
 import os
 import sys

@@ -216,6 +216,9 @@ class GlobalRandomEnv(RecordingEnv):
         return random.random()
 
 
+variant("RaisingClose", close=lambda self: 1 / 0)
+
+
 class RaisingStepEnv(RecordingEnv):
     def reward(self):
         if self.episode == 4:
@@ -232,6 +235,7 @@ ONES, REAL, WHOLE = np.ones(3), box(-np.inf, np.inf, (3,), np.float64), box(-100
 # Invalid values
 variant("NanReset", observe=lambda self: np.nan * ONES)
 variant("Shape", observe=lambda self: np.zeros(4, np.float32))
+variant("NanAutoreset", observe=lambda self: (np.nan if self.episode == 2 and self.time == 0 else 1) * ONES)
 variant("NanObservation", observe=last_of_episode_2(np.nan * ONES, ONES))
 variant("InfiniteObservation", observe=last_of_episode_2(-np.inf * ONES, ONES))
 variant("OverflowObservation", observation_space=REAL, observe=last_of_episode_2(1e39 * ONES, ONES))
@@ -259,7 +263,6 @@ variant(  # in each pair of copies the first is truncated after 2 steps, the sec
     terminated=lambda self: False,
     truncated=lambda self: self.time == (2, 5)[self.copy % 2],
 )
-variant("RaisingClose", close=lambda self: 1 / 0)
 
 
 class Float64Env(RecordingEnv):

@@ -1,7 +1,7 @@
 """The four algorithms in float64, written from the papers' formulas, and helpers of the tests.
 
-`Reference` shares no code with the scripts. It differentiates networks only: gradients of the losses for their
-outputs are written out, so that a missing or superfluous detach in a script shows.
+`Reference` shares no code with the scripts. Gradients of the losses for Q, sigma, Qe and log pi are written out, and
+torch differentiates these only: a missing or superfluous detach in a script shows.
 """
 
 import math
@@ -22,7 +22,7 @@ every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=ST
 S, B, WIDTH = 3, 16, 5  # observation dimensions, batch size, hidden units
 LOW, HIGH = torch.tensor([-0.5, -2.0]).double(), torch.tensor([1.5, 1.0]).double()  # exact in float32
 CENTER, HALF_RANGE, A = (LOW + HIGH) / 2, (HIGH - LOW) / 2, len(LOW)
-GAMMA, TAU, LOG_ALPHA, RHO = 0.9, 0.05, -0.4, 1.5
+GAMMA, TAU, LOG_ALPHA, RHO = 0.9, 0.05, 0.4, 1.5
 RATES = {"policy_lr": 3e-3, "critic_lr": 2e-3, "alpha_lr": 5e-3}
 TD3_NOISE = {"target_noise": 0.6, "noise_clip": 0.5}
 # variant: script and arguments that differ from its defaults
@@ -160,6 +160,7 @@ class Reference:
         q, sigma = self.values("critics", obs, action)
         self.log = {"critic/q": q, "critic/target": y_q}
         if variant in ("sac", "td3"):
+            self.log["losses/pev"] = ((q - y_q) ** 2).mean(1).sum()
             self.descend("critics", (q, 2 * (q - y_q) / B))
         else:
             y_z = y_q + discount * torch.where(second, next_sigma[1], next_sigma[0]) * next(draws).clip(-3, 3)
@@ -170,6 +171,7 @@ class Reference:
             self.note("sampled target clipped from below", y > y_z)
             by_q = -(m**2 + 0.1) * (y_q - q) / (sigma**2 + 0.1) / B
             by_sigma = -(m**2 + 0.1) * ((y - q) ** 2 - sigma**2) / (sigma**3 + 0.1) / B
+            self.log |= {"critic/sigma": sigma, "losses/pev": (by_q * q + by_sigma * sigma).sum()}
             self.descend("critics", (q, by_q), (sigma, by_sigma))
 
         # PIS

@@ -38,11 +38,12 @@ def test_defaults(name):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_networks_have_three_hidden_layers(name):
+def test_networks_have_three_hidden_layers_and_adam_its_defaults(name):
     agent = SCRIPTS[name].Agent(SCRIPTS[name].Args(hidden_width=7), 3, -np.ones(2), np.ones(2))
-    for network, inputs in ((agent.policy, 3), (agent.critics, 3 + 2)):
-        shapes = [weight.shape[1:] for key, weight in network.named_parameters() if "weight" in key]
-        assert shapes[:3] == [(7, inputs), (7, 7), (7, 7)] and len(shapes) == 4
+    for key, network in agent.named_children():
+        shapes = [weight.shape[1:] for weight in network.parameters()][::2]
+        assert shapes[:3] == [(7, 3 if "policy" in key else 5), (7, 7), (7, 7)] and len(shapes) == 4
+    assert all(group["eps"] == 1e-8 for group in agent.optimizer.param_groups)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

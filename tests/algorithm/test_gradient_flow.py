@@ -4,6 +4,8 @@ PEV, PIS  train the critics only; targets are constants; alpha appears only in e
           (DSAC-T, SAC, DSAC-E with --no-res)
 PIM       trains the policy only, through the critics and, for DSAC-E, through Qe; alpha is a constant
 TUP       trains log_alpha only; the entropy is a constant
+
+An update has no effect besides, and no tensor's value decides about the program.
 """
 
 import pytest
@@ -18,7 +20,7 @@ ENTANGLED = ("no_tec_no_res", "dsac_t", "sac")
 
 @pytest.mark.parametrize("script, step", STEPS)
 def test_gradients_of_each_step(script, step):
-    """Every argument asks for a gradient; only those that the step trains receive one."""
+    """Every argument but tau and the budget asks for a gradient; those that the step trains receive one."""
     function = getattr(SCRIPTS[script], step)
     numbers = {"tau": 0.1, "budget": torch.tensor(-2.0), "h0": torch.tensor(-2.0)}
     shapes = dict.fromkeys(("q", "sigma", "next_q", "next_sigma"), (2, B))

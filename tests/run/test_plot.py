@@ -1,4 +1,4 @@
-"""results/plot.py: what is drawn and printed, from what was logged."""
+"""results/plot.py and stats.py: what is drawn and printed, from what was logged."""
 
 import sys
 from pathlib import Path
@@ -61,6 +61,14 @@ def test_statistics():
     steps = np.arange(0.0, 3e6, 1e5)
     assert stats.drift(steps, 2e-5 * steps) == pytest.approx(4)  # per 200,000 steps
     assert stats.final_return(steps, steps) == np.mean([2.7e6, 2.8e6, 2.9e6])
+    seeds = {
+        0: [(0, 0.0), (1000, 1.0)],
+        1: [(0, 0.0), (900, 3.0)],
+        2: [(0, 0.0), (500, 99.0)],
+    }  # 2 is not finished
+    curves = {("Hopper-v4", line, plot.RETURN): seeds for line in ("DSAC-E", "SAC")}
+    numbers = stats.column(curves, "Hopper-v4", "SAC")
+    assert (numbers["return"], numbers["IQM"], numbers["P"]) == ("1; 3; 99", "2", "0.5")
 
 
 def test_table_figures_and_saved_curves(tmp_path, monkeypatch, capsys):

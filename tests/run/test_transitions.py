@@ -61,7 +61,7 @@ def test_evaluations_are_deterministic_and_training_is_not(tmp_path, module):
 
 @pytest.mark.parametrize("scale", [0.0, 0.3])
 def test_exploration_noise(tmp_path, scale):
-    """The action is clip(policy + half_range * scale * N(0, 1), box)."""
+    """The argument reaches the policy of the training environments."""
     steps = {"learning_starts": 399, "total_timesteps": 400, "eval_interval": 1000}
     train("Recording", tmp_path, "td3", exploration_noise=scale, **steps)
     obs, action, *_ = (column.numpy() for column in columns(tmp_path))

@@ -1,7 +1,5 @@
 """What TensorBoard shows is what the names say."""
 
-import re
-
 import pytest
 from environments import SCRIPTS, RecordingEnv, scalars, train
 
@@ -68,13 +66,3 @@ def test_sps_counts_steps_per_second_without_evaluations_and_warm_up(tmp_path, m
     monkeypatch.setattr(dsac_e.time, "perf_counter", lambda: clock[0])
     train("OneStep", tmp_path, eval_interval=25)
     assert scalars(tmp_path)["charts/SPS"] == pytest.approx({40: 500, 60: 500, 80: 50}, rel=1e-5)
-
-
-def test_printed_returns_are_the_logged_ones(tmp_path, capsys):
-    train("Staggered", tmp_path, eval_interval=25)
-    log = scalars(tmp_path)
-    printed = re.findall(r"step (\d+): return (\S+) \+- (\S+)", capsys.readouterr().out)
-    assert [int(step) for step, *_ in printed] == [0, 26, 50, 76, 100]
-    for step, mean, std in printed:
-        assert float(mean) == pytest.approx(log["eval/episodic_return"][int(step)], abs=0.05)
-        assert float(std) == pytest.approx(log["eval/episodic_return_std"][int(step)], abs=0.05)

@@ -38,12 +38,13 @@ def test_each_transition_is_stored_as_it_happened(tmp_path, env):
         expected[copy] = (episode + 1, 0) if time == (2, 4)[episode % 2] else (episode, time + 1)
 
 
-def test_an_evaluation_counts_the_first_episode_of_each_environment(tmp_path):
+def test_an_evaluation_counts_the_first_episode_of_each_environment(tmp_path, capsys):
     train("Staggered", tmp_path, eval_interval=1000)
     log = scalars(tmp_path)
     assert log["eval/episodic_length"][0] == 3.5  # 2 and 5 steps
     assert log["eval/episodic_return"][0] == 9  # the mean of 1 + 2 and 1 + ... + 5
     assert log["eval/episodic_return_std"][0] == 6
+    assert "step 0: return 9.0 +- 6.0\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("module", [dsac_e, td3], ids=["dsac_e", "td3"])

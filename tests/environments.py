@@ -1,6 +1,6 @@
 """Small environments, most of them with one fault, and functions that run a script on them.
 
-Importing this module registers each class as <Name>-v0. A subprocess names it environments:<Name>-v0.
+Importing this module registers the class <Name>Env as <Name>-v0, on a command line environments:<Name>-v0.
 """
 
 import gc
@@ -38,8 +38,8 @@ def options(env: str, run_dir: Path, **arguments) -> list[str]:
 
 
 def main(script: str, words: list[str]) -> int | str | Exception | None:
-    """Calls main() of a script with an empty record of RecordingEnv. Returns None, the argument of sys.exit, or
-    the exception that it raised.
+    """Calls main() of a script, after clearing what RecordingEnv has recorded. Returns None, the argument of
+    sys.exit, or the exception that it raised.
     """
     RecordingEnv.clear()
     module = importlib.import_module(script)
@@ -51,7 +51,7 @@ def main(script: str, words: list[str]) -> int | str | Exception | None:
     except SystemExit as error:
         return error.code
     except Exception as error:
-        return error.with_traceback(None)
+        return error.with_traceback(None)  # whose frames hold the lock of the run directory
     finally:
         sys.argv, sys.path[:], handlers = before
         for number, handler in zip(signals, handlers, strict=True):
@@ -88,8 +88,9 @@ def load(run_dir: Path, name: str = "checkpoint.pt") -> dict:
 
 def flat(value) -> list:
     """The leaves of nested dictionaries and lists."""
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else None
-    return [value] if items is None else [leaf for item in items for leaf in flat(item)]
+    if isinstance(value, dict):
+        value = [*value.values()]
+    return [leaf for item in value for leaf in flat(item)] if isinstance(value, list | tuple) else [value]
 
 
 def equal(first: dict, second: dict) -> bool:
@@ -106,16 +107,16 @@ def box(low, high, shape=None, dtype=np.float32) -> gym.spaces.Box:
 
 
 class RecordingEnv(gym.Env):
-    """Observes (copy, episode, time). Episodes in turn terminate after 3 steps and are truncated after 5.
+    """Observes (copy, episode, time). Episodes alternately terminate after 3 steps and are truncated after 5.
 
-    The class records the seeds of reset() and the actions of each copy, from the last call of main() on.
+    The class records the seeds of reset() and the actions of each copy, since the last call of main().
     """
 
     observation_space = box(-np.inf, np.inf, (3,))
     action_space = box(np.array([-2.0, 1.0]), np.array([5.0, 1.5]))
     copies, seeds, actions = 0, [], {}
 
-    def __init__(self):  # without render_mode
+    def __init__(self):  # takes no render_mode: it cannot be rendered
         self.copy, self.episode, self.time = RecordingEnv.copies, -1, 0
         RecordingEnv.copies += 1
         RecordingEnv.actions[self.copy] = []
@@ -156,8 +157,8 @@ def variant(name: str, base: type = RecordingEnv, **attributes):
     globals()[f"{name}Env"] = type(f"{name}Env", (base,), attributes)
 
 
-def call_at(monkeypatch, n: int, function):
-    """Calls a function in the n-th step of RecordingEnv from now on, all copies counted.
+def call_at(monkeypatch, n: int | None, function):
+    """Calls a function in the n-th step of RecordingEnv from now on, all copies counted; never if n is None.
 
     In a run of the sizes SMALL, steps 1-6 belong to the first evaluation, 7-56 to training, 57-62 to the evaluation
     at step 50, 63-112 to training, 113-118 to the last evaluation.
@@ -193,7 +194,7 @@ class ReusingEnv(RecordingEnv):
 
 
 class InfosEnv(RecordingEnv):
-    """Infos differ in shape between copies, are None, or have the keys of the vector environment."""
+    """Its infos contain arrays of different shapes, None, and keys that the vector environment uses itself."""
 
     def step(self, action):
         *result, _ = super().step(action)
@@ -227,19 +228,19 @@ class RaisingStepEnv(RecordingEnv):
 
 
 def last_of_episode_2(value, otherwise=0.0):
-    """A method that returns a value when episode 2 terminates, and something else before and after."""
+    """A method that returns `value` in the last step of episode 2, otherwise `otherwise`."""
     return lambda self: value if self.episode == 2 and self.time == 3 else otherwise
 
 
-ONES, REAL, WHOLE = np.ones(3), box(-np.inf, np.inf, (3,), np.float64), box(-1000, 1000, (3,), np.int64)
+ONES, FLOAT64, INT64 = np.ones(3), box(-np.inf, np.inf, (3,), np.float64), box(-1000, 1000, (3,), np.int64)
 # Invalid values
 variant("NanReset", observe=lambda self: np.nan * ONES)
 variant("Shape", observe=lambda self: np.zeros(4, np.float32))
 variant("NanAutoreset", observe=lambda self: (np.nan if self.episode == 2 and self.time == 0 else 1) * ONES)
 variant("NanObservation", observe=last_of_episode_2(np.nan * ONES, ONES))
 variant("InfiniteObservation", observe=last_of_episode_2(-np.inf * ONES, ONES))
-variant("OverflowObservation", observation_space=REAL, observe=last_of_episode_2(1e39 * ONES, ONES))
-variant("NanInteger", observation_space=WHOLE, observe=last_of_episode_2(np.nan * ONES, ONES))
+variant("OverflowObservation", observation_space=FLOAT64, observe=last_of_episode_2(1e39 * ONES, ONES))
+variant("NanInteger", observation_space=INT64, observe=last_of_episode_2(np.nan * ONES, ONES))
 variant("NanReward", reward=last_of_episode_2(np.nan))
 variant("InfiniteReward", reward=last_of_episode_2(-np.inf))
 variant("OverflowReward", reward=last_of_episode_2(1e39))
@@ -250,7 +251,7 @@ variant("Wide", action_space=box(-2000, 2000, (2,)))
 variant("Dictionary", observation_space=gym.spaces.Dict({"a": box(-1, 1, (2,))}))
 variant("Image", observation_space=box(0, 255, (8, 8, 3), np.uint8))
 variant("IntegerAction", action_space=box(-3, 4, (2,), np.int64))
-variant("IntegerObservation", observation_space=WHOLE)
+variant("IntegerObservation", observation_space=INT64)
 variant("Unbounded", action_space=box(-np.inf, np.inf, (2,)))
 MANY = np.arange(60)  # printed in several lines
 variant("ManyBounds", action_space=box(MANY, MANY + 1, dtype=np.int64))

@@ -1,7 +1,7 @@
 """The four algorithms in float64, written from the papers' formulas, and helpers of the tests.
 
-`Reference` shares no code with the scripts. Gradients of the losses for Q, sigma, Qe and log pi are written out, and
-torch differentiates these only: a missing or superfluous detach in a script shows.
+`Reference` shares no code with the scripts. The derivatives of the losses with respect to Q, sigma, Qe and log pi are
+written by hand; autograd computes those of these outputs with respect to the weights.
 """
 
 import math
@@ -20,7 +20,10 @@ STOCHASTIC = {"dsac_e": dsac_e, "dsac_t": dsac_t, "sac": sac}  # with a temperat
 every_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
 S, B, WIDTH = 3, 16, 5  # observation dimensions, batch size, hidden units
-LOW, HIGH = torch.tensor([-0.5, -2.0]).double(), torch.tensor([1.5, 1.0]).double()  # exact in float32
+LOW, HIGH = (
+    torch.tensor([-0.5, -2.0]).double(),
+    torch.tensor([1.5, 1.0]).double(),
+)  # float32 represents them exactly
 CENTER, HALF_RANGE, A = (LOW + HIGH) / 2, (HIGH - LOW) / 2, len(LOW)
 GAMMA, TAU, LOG_ALPHA, RHO = 0.9, 0.05, 0.4, 1.5
 RATES = {"policy_lr": 3e-3, "critic_lr": 2e-3, "alpha_lr": 5e-3}
@@ -38,7 +41,7 @@ VARIANTS = {
 
 
 def make_agent(script, log_alpha=LOG_ALPHA, **arguments):
-    """A float64 agent. Its weights are large enough to reach every branch; targets differ from online."""
+    """A float64 agent. Its weights are large enough that every branch is taken; target networks have other weights."""
     rates = {name: rate for name, rate in RATES.items() if name in script.Args.__dataclass_fields__}
     arguments = {"env_id": "Ant-v4", "gamma": GAMMA, "tau": TAU, "hidden_width": WIDTH} | rates | arguments
     agent = script.Agent(script.Args(**arguments), S, LOW.numpy(), HIGH.numpy()).double()
@@ -64,12 +67,6 @@ def make_batch(script, seed, dtype=torch.float64):
     return script.Batch(**{name: torch.tensor(column, dtype=dtype) for name, column in columns.items()})
 
 
-def weights_of(agent):
-    """A copy of every parameter and buffer of the agent, by name."""
-    tensors = [*agent.named_parameters(), *agent.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in tensors}
-
-
 def gelu(x):
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
@@ -84,8 +81,8 @@ def mlp(weights, x):
 class Reference:
     """The weights of an agent, and their updates from the papers' formulas.
 
-    After update(), `log` holds what Agent.update should return; `branches` counts how often each side of each
-    branch occurred.
+    After update(), `log` contains what Agent.update should return. `branches` contains for each condition how often
+    it was false and how often true.
     """
 
     def __init__(self, variant, agent):
@@ -104,14 +101,14 @@ class Reference:
         if variant in ("dsac_e", "center_entropy"):
             self.budget /= 1 - GAMMA
 
-    def note(self, branch, taken):
+    def count(self, branch, taken):
         counts = self.branches.setdefault(branch, np.zeros(2, int))
         counts += (~taken).sum().item(), taken.sum().item()
 
-    def descend(self, name, *ends):
-        """An Adam step of a network. ends: its outputs, each with the gradient of the loss for it."""
-        outputs, by_output = zip(*ends, strict=True)
-        gradients = torch.autograd.grad(outputs, self.networks[name], by_output)
+    def descend(self, name, *pairs):
+        """An Adam step of a network. pairs: an output and the gradient of the loss with respect to it."""
+        outputs, grad_outputs = zip(*pairs, strict=True)
+        gradients = torch.autograd.grad(outputs, self.networks[name], grad_outputs)
         for weight, gradient in zip(self.networks[name], gradients, strict=True):
             weight.grad = gradient
         self.adam[name].step()
@@ -119,8 +116,8 @@ class Reference:
     def sample(self, name, obs, noise):
         """Action and log pi: the Gaussian's density at u, divided by da/du = half_range / cosh(u)^2."""
         mean, raw = mlp(self.networks[name], obs)[0].split(A, 1)
-        self.note("log_std at its bound", raw > 0.5)
-        log_std = torch.where(raw > 0.5, 0.5, raw)
+        self.count("log_std at its bound", raw > 0.5)
+        log_std = torch.where(raw > 0.5, 0.5, raw)  # the lower bound of -20 is not reached here
         u = mean + log_std.exp() * noise
         log_slope = (HALF_RANGE / u.cosh() ** 2).log()
         log_density = -(noise**2) / 2 - math.log(2 * math.pi) / 2 - log_std
@@ -129,55 +126,60 @@ class Reference:
     def values(self, name, obs, action):
         """Outputs (n, B) of n critics: Q and, where they are distributional, sigma."""
         out = mlp(self.networks[name], torch.cat((obs, action), 1))
-        return out[..., 0], (1 + out[..., -1].exp()).log()
+        return out[..., 0], (1 + out[..., -1].exp()).log()  # softplus
 
     def update(self, batch, noise, update_policy):
         """noise: the standard normal draws in the order of their use."""
         variant, draws, networks = self.variant, iter(noise), self.networks
         obs, action, reward, next_obs, terminated = batch
-        alpha, discount = self.log_alpha.exp().item(), GAMMA * (1 - terminated)
+        alpha = self.log_alpha.exp().item()
+        discount = GAMMA * (1 - terminated)
 
         # Next action, and the entropy that the target carries
-        bonus = torch.zeros(B)
+        entropy_in_target = torch.zeros(B)
         if variant == "td3":
             raw = TD3_NOISE["target_noise"] * next(draws)
             clipped = raw.clip(-TD3_NOISE["noise_clip"], TD3_NOISE["noise_clip"])
             unclipped = CENTER + HALF_RANGE * (mlp(networks["target_policy"], next_obs)[0].tanh() + clipped)
             next_action = torch.minimum(torch.maximum(unclipped, LOW), HIGH)
-            self.note("target noise clipped", clipped != raw)
-            self.note("target action clipped", next_action != unclipped)
+            self.count("target noise clipped", clipped != raw)
+            self.count("target action clipped", next_action != unclipped)
         else:
             actor = "policy" if variant == "sac" else "target_policy"
             next_action, next_log_prob = (x.detach() for x in self.sample(actor, next_obs, next(draws)))
             if variant in ("no_tec_no_res", "dsac_t", "sac"):
-                bonus = -alpha * next_log_prob
+                entropy_in_target = -alpha * next_log_prob
 
         # PEV
         next_q, next_sigma = self.values("target_critics", next_obs, next_action)
-        second = next_q[1] < next_q[0]
-        self.note("second twin is smaller", second)
-        y_q = (reward + discount * (torch.where(second, next_q[1], next_q[0]) + bonus)).detach()
+        second_is_smaller = next_q[1] < next_q[0]
+        self.count("second twin is smaller", second_is_smaller)
+        next_q = torch.where(second_is_smaller, next_q[1], next_q[0])
+        next_sigma = torch.where(second_is_smaller, next_sigma[1], next_sigma[0])
+        y_q = (reward + discount * (next_q + entropy_in_target)).detach()
         q, sigma = self.values("critics", obs, action)
         self.log = {"critic/q": q, "critic/target": y_q}
         if variant in ("sac", "td3"):
             self.log["losses/pev"] = ((q - y_q) ** 2).mean(1).sum()
             self.descend("critics", (q, 2 * (q - y_q) / B))
         else:
-            y_z = y_q + discount * torch.where(second, next_sigma[1], next_sigma[0]) * next(draws).clip(-3, 3)
+            y_z = y_q + discount * next_sigma * next(draws).clip(-3, 3)
             m_new, old = sigma.mean(1, keepdim=True).detach(), self.mean_sigma
             m = self.mean_sigma = m_new if old is None else (1 - TAU) * old + TAU * m_new
             y = torch.minimum(torch.maximum(y_z, q - 3 * m), q + 3 * m)
-            self.note("sampled target clipped from above", y < y_z)
-            self.note("sampled target clipped from below", y > y_z)
-            by_q = -(m**2 + 0.1) * (y_q - q) / (sigma**2 + 0.1) / B
-            by_sigma = -(m**2 + 0.1) * ((y - q) ** 2 - sigma**2) / (sigma**3 + 0.1) / B
-            self.log |= {"critic/sigma": sigma, "losses/pev": (by_q * q + by_sigma * sigma).sum()}
-            self.descend("critics", (q, by_q), (sigma, by_sigma))
+            self.count("sampled target clipped from above", y < y_z)
+            self.count("sampled target clipped from below", y > y_z)
+            grad_q = -(m**2 + 0.1) * (y_q - q) / (sigma**2 + 0.1) / B
+            grad_sigma = -(m**2 + 0.1) * ((y - q) ** 2 - sigma**2) / (sigma**3 + 0.1) / B
+            self.log |= {"critic/sigma": sigma, "losses/pev": (grad_q * q + grad_sigma * sigma).sum()}
+            self.descend("critics", (q, grad_q), (sigma, grad_sigma))
 
         # PIS
         shift = 0.0
         if "entropy_critic" in networks:
-            if variant == "center_entropy":
+            if (
+                variant == "center_entropy"
+            ):  # a running mean of the entropy; the script's is that of the shift
                 new, old = -next_log_prob.mean(), self.mean_entropy
                 self.mean_entropy = new if old is None else (1 - TAU) * old + TAU * new
                 shift = GAMMA / (1 - GAMMA) * self.mean_entropy
@@ -198,29 +200,29 @@ class Reference:
         else:
             new_action, log_prob = self.sample("policy", obs, next(draws))
             q, _ = self.values("critics", obs, new_action)
-            first = q[0] < q[1]
-            self.note("first twin is smaller for the policy", first)
-            smaller = torch.stack((first, ~first)).double()
-            ends = [(q, smaller / -B), (log_prob, torch.full_like(log_prob, alpha / B))]
-            bonus = constrained = entropy = -log_prob
+            first_is_smaller = q[0] < q[1]
+            self.count("first twin is smaller for the policy", first_is_smaller)
+            smaller = torch.stack((first_is_smaller, ~first_is_smaller)).double()
+            pairs = [(q, -smaller / B), (log_prob, torch.full_like(log_prob, alpha / B))]
+            maximized = constrained = entropy = -log_prob
             if "entropy_critic" in networks:
                 (qe,), _ = self.values("entropy_critic", obs, new_action)
                 self.log["entropy/trajectory"] = trajectory_entropy = entropy + qe + shift
                 if variant != "no_tec_no_res":
-                    ends.append((qe, torch.full_like(qe, -alpha / B)))
-                    bonus = trajectory_entropy
+                    pairs.append((qe, torch.full_like(qe, -alpha / B)))
+                    maximized = trajectory_entropy
                 if variant in ("dsac_e", "center_entropy"):
                     constrained = trajectory_entropy
-            self.descend("policy", *ends)
+            self.descend("policy", *pairs)
             excess = (constrained.mean() - self.budget).detach()
             self.log_alpha.grad = alpha * excess  # d/d log_alpha of alpha * excess
             self.alpha_adam.step()
             self.log |= {"entropy/policy": entropy, "losses/alpha": alpha, "losses/tup": alpha * excess}
-            self.log |= {"losses/pim": -((smaller * q).sum(0) + alpha * bonus).mean()}
+            self.log |= {"losses/pim": -((smaller * q).sum(0) + alpha * maximized).mean()}
             self.log |= {"entropy/budget": self.budget}
 
-        # Polyak averaging, after every network has moved
+        # Polyak averaging, after all optimizer steps
         for name, weights in networks.items():
             if name.startswith("target_"):
-                for target, online in zip(weights, networks[name[7:]], strict=True):
+                for target, online in zip(weights, networks[name.removeprefix("target_")], strict=True):
                     target.data += TAU * (online - target).detach()

@@ -5,22 +5,25 @@ PEV, PIS  train the critics only; targets are constants; alpha appears only in e
 PIM       trains the policy only, through the critics and, for DSAC-E, through Qe; alpha is a constant
 TUP       trains log_alpha only; the entropy is a constant
 
-An update has no effect besides, and no tensor's value decides about the program.
+The two gradient methods have no side effects. The control flow of an update does not depend on the value of a tensor,
+for which a GPU would have to be synchronized.
 """
+
+import copy
 
 import pytest
 import torch
-from reference import SCRIPTS, VARIANTS, B, make_agent, make_batch, weights_of
+from reference import SCRIPTS, VARIANTS, B, make_agent, make_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TRAINED = {"pev": {"q", "sigma"}, "pis": {"qe"}, "pim": {"q", "entropy"}, "tup": {"log_alpha"}}
 STEPS = [(script, step) for script in SCRIPTS for step in TRAINED if hasattr(SCRIPTS[script], step)]
-ENTANGLED = ("no_tec_no_res", "dsac_t", "sac")
+ENTANGLED = ("no_tec_no_res", "dsac_t", "sac")  # alpha * entropy is part of the target
 
 
 @pytest.mark.parametrize("script, step", STEPS)
 def test_gradients_of_each_step(script, step):
-    """Every argument but tau and the budget asks for a gradient; those that the step trains receive one."""
+    """All arguments except tau and the budget require gradients; those that the step trains receive one."""
     function = getattr(SCRIPTS[script], step)
     numbers = {"tau": 0.1, "budget": torch.tensor(-2.0), "h0": torch.tensor(-2.0)}
     shapes = dict.fromkeys(("q", "sigma", "next_q", "next_sigma"), (2, B))
@@ -53,15 +56,15 @@ def test_gradient_methods_have_no_side_effects(variant):
     """critic_gradients and policy_gradients change no weight, buffer or .grad."""
     script, arguments = VARIANTS[variant]
     agent, batch = make_agent(script, **arguments), make_batch(script, 1)
-    before = weights_of(agent)
+    before = copy.deepcopy(agent.state_dict())
     agent.critic_gradients(batch)
     agent.policy_gradients(batch)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in weights_of(agent).items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
     assert all(weight.grad is None for weight in agent.parameters())
 
 
 class NoSynchronization(TorchDispatchMode):
-    """Raises where a tensor's value decides about the program: on a GPU the host would wait for it."""
+    """Raises where the host needs the value of a tensor and would wait for a GPU."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().partition(".")[0].removeprefix("aten::")

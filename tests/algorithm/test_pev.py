@@ -37,7 +37,7 @@ def pev(script, q, sigma, next_q, next_sigma, reward, discount, noise, mean_sigm
 
 @distributional
 def test_gradient_equals_the_formula(script):
-    """Element by element, with terminal transitions, noise beyond +-3, targets on both sides of the clip."""
+    """Element by element, with terminal transitions, noise beyond +-3 (rare in test_update.py), targets on both sides."""
     rng, size, tau, alpha = np.random.default_rng(0), 64, 0.1, 0.7
     q, next_q = leaf(rng.normal(0, 2, (2, size))), rng.normal(0, 2, (2, size))
     sigma, next_sigma = leaf(rng.uniform(0.05, [[2.0], [1.0]], (2, size))), rng.uniform(0.05, 2, (2, size))

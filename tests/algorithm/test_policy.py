@@ -3,7 +3,7 @@
   a = center + half_range * tanh(u),  u = mu + std * noise
   log pi(a|s) = sum_i log N(u_i; mu_i, std_i) - log(1 - tanh(u_i)^2) - log(half_range_i)
 
-It is a density per unit of the environment's own action.
+The density is with respect to the action in the environment's units.
 """
 
 import math
@@ -28,18 +28,6 @@ def constant_policy(script, outputs, low, high, dtype=torch.float64):
     return policy.to(dtype)
 
 
-def sample(policy, noise):
-    """noise (B, A) -> action (B, A), log pi (B,)."""
-    noise = torch.as_tensor(noise, dtype=policy.center.dtype)
-    action, log_prob = policy(torch.zeros(len(noise), 1, dtype=noise.dtype), noise)
-    return action.detach().numpy(), log_prob.detach().numpy()
-
-
-def log_slope(u):
-    """log of d tanh(u) / du = 1 / cosh(u)^2."""
-    return -2 * np.log(np.cosh(u))
-
-
 @every_stochastic
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize(("mu", "log_std"), SHAPES)
@@ -47,9 +35,11 @@ def test_density_integrates_to_one(script, box, mu, log_std):
     """Trapezoidal rule over the actions. The box is stored in float32: its bounds are exact to 1e-7."""
     (low, high), std = box, math.exp(log_std)
     policy = constant_policy(script, [mu, log_std], [low], [high])
-    # Nine standard deviations, at most |u| = 15: beyond, actions are not distinguishable in float64.
+    # Nine standard deviations, at most |u| = 15, beyond which tanh(u) is constant in float64.
     u = np.linspace(max(mu - 9 * std, -15), min(mu + 9 * std, 15), 20_001)
-    action, log_prob = sample(policy, ((u - mu) / std)[:, None])
+    with torch.no_grad():
+        noise = torch.from_numpy((u - mu) / std).unsqueeze(1)
+        action, log_prob = (x.numpy() for x in policy(torch.zeros(len(u), 1).double(), noise))
     assert low - 1e-7 < action.min() < action.max() < high + 1e-7
     assert np.trapezoid(np.exp(log_prob), action[:, 0]) == pytest.approx(1, abs=1e-5)
 
@@ -65,7 +55,9 @@ def test_log_prob_is_accurate_in_float32_where_tanh_rounds_to_one(script, mu, lo
     log_prob.sum().backward()
     used = min(max(log_std, -20), 0.5)
     u = mu + math.exp(used) * noise
-    expected = -(noise**2) / 2 - used - math.log(2 * math.pi) / 2 - log_slope(u) - np.log(half_range)
+    expected = (
+        -(noise**2) / 2 - used - math.log(2 * math.pi) / 2 + 2 * np.log(np.cosh(u)) - np.log(half_range)
+    )
     assert log_prob.item() == pytest.approx(expected.sum(), abs=2e-5)
     by_log_std = 2 * np.tanh(u) * math.exp(used) * noise - 1 if used == log_std else 0 * u
     gradient = [*2 * np.tanh(u), *by_log_std]
@@ -74,8 +66,8 @@ def test_log_prob_is_accurate_in_float32_where_tanh_rounds_to_one(script, mu, lo
 
 @every_script
 def test_act(script):
-    """NumPy in (either precision), float32 NumPy out: the squashed mean if deterministic, else a sample with
-    standard normal noise, in TD3 clip(mean + half_range * exploration_noise * noise, box).
+    """Takes NumPy arrays of either precision and returns float32. Deterministic: the squashed mean. Otherwise a
+    sample with standard normal noise; in TD3 clip(mean + half_range * exploration_noise * noise, box).
     """
     low, high, x = np.array([-0.4, -0.25]), np.array([0.4, 3.25]), torch.ones(4096, 1)
     outputs = [1.5, -1.0] if script is SCRIPTS["td3"] else [1.5, -1.0, 0.0, 0.0]
@@ -86,7 +78,9 @@ def test_act(script):
         action = policy.act(np.ones((4096, 1), dtype))
         torch.manual_seed(0)
         if script is SCRIPTS["td3"]:
-            noise = torch.randn_like(policy(x)).numpy()  # in the memory layout of the action
+            noise = torch.randn_like(
+                policy(x)
+            ).numpy()  # randn_like fills in memory order, which is that of the action
             unclipped = mean + (high - low) / 2 * 0.1 * noise
             expected = np.clip(unclipped, low, high)
             assert (unclipped > high).any()
@@ -111,7 +105,7 @@ def test_initial_weights_have_the_distribution_of_nn_linear(script):
 
 @every_script
 def test_fresh_agent(script):
-    """Twins differ in every layer; target networks equal the online ones, in memory of their own."""
+    """Twins differ in every layer; target networks equal the online ones and share no memory with them."""
     torch.manual_seed(0)
     agent = script.Agent(script.Args(hidden_width=8), 3, -np.ones(2), np.ones(2))
     for weight in agent.critics.parameters():

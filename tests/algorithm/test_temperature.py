@@ -73,7 +73,7 @@ def test_budget():
 
 @every_stochastic
 def test_initial_alpha(script):
-    """log_alpha starts at log(initial_alpha); the papers' value is 1."""
+    """log_alpha starts at log(initial_alpha), by default at 1."""
     for arguments, expected in (({}, 1.0), ({"initial_alpha": 0.01}, math.log(0.01))):
         agent = script.Agent(script.Args(hidden_width=4, **arguments), S, -np.ones(A), np.ones(A))
         assert agent.log_alpha.item() == pytest.approx(expected)

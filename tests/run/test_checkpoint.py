@@ -13,7 +13,7 @@ import environments
 import filelock
 import pytest
 import torch
-from environments import RecordingEnv, call_at, flat, load, main, scalars, start, train
+from environments import SCRIPTS, RecordingEnv, call_at, flat, load, main, scalars, start, train
 
 import sac
 
@@ -76,7 +76,7 @@ def test_the_policy_is_saved_before_every_evaluation(tmp_path, monkeypatch):
     assert steps == [50]
 
 
-@pytest.mark.parametrize("script", ["dsac_e", "dsac_t", "sac", "td3"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_a_resumed_run_continues_where_it_stopped(tmp_path, monkeypatch, script):
     """With the weights, buffers and moments of the last update, and with the policy in every second update."""
     module, states, flags = importlib.import_module(script), [], []
@@ -94,7 +94,7 @@ def test_a_resumed_run_continues_where_it_stopped(tmp_path, monkeypatch, script)
 
     original = module.Agent.update
     monkeypatch.setattr(module.Agent, "update", update)
-    arguments = {"center_entropy": True} if script == "dsac_e" else {}
+    arguments = {"center_entropy": True} if script == "dsac_e" else {}  # the shift is a buffer
     train("Recording", tmp_path, script, total_timesteps=62, **arguments)
     last = len(states) - 1
     train("Recording", tmp_path, script, total_timesteps=66, **arguments)

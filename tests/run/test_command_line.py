@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from environments import ROOT, TESTS, RecordingEnv, load, main, options, train
+from environments import ROOT, SCRIPTS, TESTS, RecordingEnv, load, main, options, train
 
 
 @pytest.mark.parametrize("words, says", [
@@ -68,7 +68,7 @@ def test_default_directory_and_module_in_the_working_directory(tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and not done.stdout
 
 
-@pytest.mark.parametrize("script", ["dsac_e", "dsac_t", "sac", "td3"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluate(tmp_path, script, capsys):
     """The printed command repeats the last evaluation of the run, which does not change."""
     run_dir = tmp_path / "it's a run"

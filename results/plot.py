@@ -138,8 +138,8 @@ def figure(curves: dict, lines: list[str], rows: list[tuple[str, str, str]], pat
             panel.yaxis.set(major_locator=locator, major_formatter="{x:g}", minor_formatter="")
         panel.grid(alpha=0.3)
     _ = [panel.remove() for panel in axes.flat if not panel.has_data()]
-    entries = {label: h for p in fig.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
-    fig.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=1 + columns)
+    key = {label: h for p in fig.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
+    fig.legend(key.values(), key, loc="outside lower center", ncols=columns + (max(map(len, key)) < 36))
     caption = f"mean and 95% bootstrap interval; seeds per line: {' or '.join(map(str, sorted(counts)))}"
     fig.suptitle(f"{caption}\n{max(ends.values()) / 1e6:.3g}M environment steps (paper: 30M)", fontsize=9)
     fig.savefig(path, dpi=130)

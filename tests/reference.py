@@ -20,10 +20,9 @@ STOCHASTIC = {"dsac_e": dsac_e, "dsac_t": dsac_t, "sac": sac}  # with a temperat
 every_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
 S, B, WIDTH = 3, 16, 5  # observation dimensions, batch size, hidden units
-LOW, HIGH = (
-    torch.tensor([-0.5, -2.0]).double(),
-    torch.tensor([1.5, 1.0]).double(),
-)  # float32 represents them exactly
+# float32 represents the bounds exactly
+LOW = torch.tensor([-0.5, -2.0]).double()
+HIGH = torch.tensor([1.5, 1.0]).double()
 CENTER, HALF_RANGE, A = (LOW + HIGH) / 2, (HIGH - LOW) / 2, len(LOW)
 GAMMA, TAU, LOG_ALPHA, RHO = 0.9, 0.05, 0.4, 1.5
 RATES = {"policy_lr": 3e-3, "critic_lr": 2e-3, "alpha_lr": 5e-3}
@@ -177,9 +176,7 @@ class Reference:
         # PIS
         shift = 0.0
         if "entropy_critic" in networks:
-            if (
-                variant == "center_entropy"
-            ):  # a running mean of the entropy; the script's is that of the shift
+            if variant == "center_entropy":  # the mean of the entropy; the script keeps that of the shift
                 new, old = -next_log_prob.mean(), self.mean_entropy
                 self.mean_entropy = new if old is None else (1 - TAU) * old + TAU * new
                 shift = GAMMA / (1 - GAMMA) * self.mean_entropy

@@ -333,11 +333,13 @@ class ReplayBuffer:
 
 def compile_update(agent: Agent, batch: Batch):
     """Compiles the gradient methods, which dominate the cost of an update. Falls back to eager mode."""
+    # On a GPU: CUDA graphs. Without trees, their outputs stay valid until the same graph runs again.
+    options = {"compile_threads": 1, "triton.cudagraphs": True, "triton.cudagraph_trees": False}
     print("compiling the update, up to a minute; Ctrl-C waits for it (--no-compile skips this)")
     try:
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes part of the graph
         for name in ("critic_gradients", "policy_gradients"):
-            compiled = torch.compile(getattr(agent, name), fullgraph=True, options={"compile_threads": 1})
+            compiled = torch.compile(getattr(agent, name), fullgraph=True, options=options)
             compiled(batch)
             setattr(agent, name, compiled)
     except Exception as error:  # many types, e.g. without a C++ compiler
@@ -405,8 +407,7 @@ def train(args: Args, run_dir: Path, saved: dict | None):
         replay = saved.pop("replay")
         buffer.rows[: len(replay)] = replay.to(device)
         buffer.added = step
-    run = {"algorithm": ALGORITHM, "code": CODE, "args": vars(args), "spaces": spaces}
-    run |= {"step": step, "finished": False}
+    run = dict(algorithm=ALGORITHM, code=CODE, args=vars(args), spaces=spaces, step=step, finished=False)
     save(run_dir, run, agent)
     print(f"{envs.spec.id} on {device} from step {step}; tensorboard --logdir {shlex.quote(str(run_dir))}")
     if agent.policy.half_range.min() < 0.1 or agent.policy.half_range.max() > 10:
@@ -478,7 +479,6 @@ def train(args: Args, run_dir: Path, saved: dict | None):
         save(run_dir, run, agent, buffer)
         bar.close()
         writer.close()
-
     command = shlex.join(["python", sys.argv[0], "--run-dir", str(run_dir)])
     print(f"{'stopped' if stop else 'finished'} at step {step}; to resume, extend or --evaluate: {command}")
     if stop:

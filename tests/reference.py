@@ -19,6 +19,7 @@ SCRIPTS = {"dsac_e": dsac_e, "dsac_t": dsac_t, "sac": sac, "td3": td3}
 STOCHASTIC = {"dsac_e": dsac_e, "dsac_t": dsac_t, "sac": sac}  # with a temperature
 every_script = pytest.mark.parametrize("script", SCRIPTS.values(), ids=SCRIPTS)
 every_stochastic = pytest.mark.parametrize("script", STOCHASTIC.values(), ids=STOCHASTIC)
+DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 S, B, WIDTH = 3, 16, 5  # observation dimensions, batch size, hidden units
 # float32 represents the bounds exactly
 LOW = torch.tensor([-0.5, -2.0]).double()

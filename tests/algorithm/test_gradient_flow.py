@@ -13,7 +13,7 @@ import copy
 
 import pytest
 import torch
-from reference import SCRIPTS, VARIANTS, B, make_agent, make_batch
+from reference import DEVICES, SCRIPTS, VARIANTS, B, make_agent, make_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 TRAINED = {"pev": {"q", "sigma"}, "pis": {"qe"}, "pim": {"q", "entropy"}, "tup": {"log_alpha"}}
@@ -72,13 +72,18 @@ class NoSynchronization(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_update_does_not_synchronize_with_the_host(variant):
+def test_update_does_not_synchronize_with_the_host(variant, device, request):
     """No .item(), float(), bool() or boolean index in an update of either kind."""
     script, arguments = VARIANTS[variant]
-    agent, batch = make_agent(script, **arguments), make_batch(script, 1)
+    agent = make_agent(script, **arguments).to(device)
+    batch = script.Batch(*(column.to(device) for column in make_batch(script, 1)))
+    if device == "cuda":  # PyTorch's own check
+        request.addfinalizer(lambda: torch.cuda.set_sync_debug_mode("default"))
+        torch.cuda.set_sync_debug_mode("error")
     with NoSynchronization():
         for update_policy in (False, True, True):
             agent.update(batch, update_policy)
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoSynchronization():
+    with pytest.raises((AssertionError, RuntimeError)), NoSynchronization():
         batch.reward[0].item()

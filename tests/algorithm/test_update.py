@@ -6,18 +6,19 @@ Polyak averaging target += tau * (online - target) for every target network.
 
 import pytest
 import torch
-from reference import VARIANTS, A, B, Reference, make_agent, make_batch
+from reference import DEVICES, VARIANTS, A, B, Reference, make_agent, make_batch
 
 
-def draws(variant, seed):
+def draws(variant, seed, device):
     """The standard normal numbers that an update draws after torch.manual_seed(seed)."""
     torch.manual_seed(seed)
     shapes = {"td3": [(B, A)], "sac": [(B, A)] * 2}.get(variant, [(B, A), (B,), (B, A)])
-    return [torch.randn(*shape, dtype=torch.float64) for shape in shapes]
+    return [torch.randn(*shape, dtype=torch.float64, device=device).cpu() for shape in shapes]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_update_equals_the_reference(variant):
+def test_update_equals_the_reference(variant, device):
     """Six updates, three of them with the policy, give the same gradients, weights, alpha, means and log.
 
     Adam's first moment shows the scale of a gradient, on which its first step does not depend.
@@ -25,17 +26,20 @@ def test_update_equals_the_reference(variant):
     script, arguments = VARIANTS[variant]
     agent = make_agent(script, **arguments)
     reference = Reference(variant, agent)
+    agent.to(device)
 
     def assert_same(actual, expected, what):
         expected = torch.as_tensor(expected, dtype=actual.dtype).broadcast_to(actual.shape)
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11, msg=f"{what} in update {step}")
+        torch.testing.assert_close(
+            actual.cpu(), expected, rtol=1e-9, atol=1e-11, msg=f"{what} in update {step}"
+        )
 
     for step in range(1, 7):
         update_policy = step % 2 == 0
         batch = make_batch(script, 10 + step)
-        reference.update(batch, draws(variant, step), update_policy)
+        reference.update(batch, draws(variant, step, device), update_policy)
         torch.manual_seed(step)
-        log = agent.update(batch, update_policy)
+        log = agent.update(script.Batch(*(column.to(device) for column in batch)), update_policy)
 
         for name, network in agent.named_children():
             pairs = zip(network.parameters(), reference.networks[name], strict=True)
@@ -52,5 +56,7 @@ def test_update_equals_the_reference(variant):
         for tag, value in reference.log.items():
             assert_same(log[tag].squeeze(0), value, tag)  # the target is (1, B)
 
+    if device == "cuda":  # other draws
+        return
     not_covered = [branch for branch, counts in reference.branches.items() if not counts.all()]
     assert not not_covered, f"always or never true in the batches: {not_covered}"

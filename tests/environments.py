@@ -63,21 +63,18 @@ def train(env: str, run_dir: Path, script: str = "dsac_e", **arguments):
     return main(script, options(env, run_dir, **arguments))
 
 
-def start(words: list[str], script: str = "dsac_e", **kwargs) -> subprocess.Popen:
+def start(words: list[str], script: str) -> subprocess.Popen:
     """Starts a script as a process in the directory of this module."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": TESTS}
-    environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    return subprocess.Popen(
-        [sys.executable, ROOT / f"{script}.py", *words], **pipes | {"env": environ} | kwargs
-    )
+    pipes["env"] = os.environ | {"PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen([sys.executable, ROOT / f"{script}.py", *words], **pipes)
 
 
 def scalars(run_dir: Path) -> dict[str, dict[int, float]]:
     """The scalars of a run by tag and step, as TensorBoard shows them; asserts that no step occurs twice."""
     events = EventAccumulator(str(run_dir), {"scalars": 0}).Reload()
-    points = {
-        tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]
-    }
+    tags = events.Tags()["scalars"]
+    points = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
     assert all(len(dict(values)) == len(values) for values in points.values()), "a step occurs twice"
     return {tag: dict(values) for tag, values in points.items()}
 
@@ -95,9 +92,8 @@ def flat(value) -> list:
 
 def equal(first: dict, second: dict) -> bool:
     """Whether the networks, the optimizers and the transitions of two checkpoints are bitwise equal."""
-    leaves = [
-        flat([content[part] for part in ("agent", "optimizer", "replay")]) for content in (first, second)
-    ]
+    parts = ("agent", "optimizer", "replay")
+    leaves = [flat([content[part] for part in parts]) for content in (first, second)]
     return all(torch.equal(a, b) if torch.is_tensor(a) else a == b for a, b in zip(*leaves, strict=True))
 
 
@@ -198,12 +194,8 @@ class InfosEnv(RecordingEnv):
 
     def step(self, action):
         *result, _ = super().step(action)
-        info = {
-            "array": np.zeros(self.time + self.copy),
-            "none": 1.0 if self.copy % 2 else None,
-            "final_obs": "nothing",
-        }
-        return *result, info | {"final_info": {"a": 1}, "episode": {"r": 1e9}}
+        info = {"array": np.zeros(self.time + self.copy), "none": 1.0 if self.copy % 2 else None}
+        return *result, info | {"final_obs": "nothing", "final_info": {"a": 1}, "episode": {"r": 1e9}}
 
 
 class GlobalRandomEnv(RecordingEnv):
@@ -218,13 +210,7 @@ class GlobalRandomEnv(RecordingEnv):
 
 
 variant("RaisingClose", close=lambda self: 1 / 0)
-
-
-class RaisingStepEnv(RecordingEnv):
-    def reward(self):
-        if self.episode == 4:
-            raise ZeroDivisionError("the robot fell")
-        return 0.0
+variant("RaisingStep", reward=lambda self: 1 / (self.episode - 4))
 
 
 def last_of_episode_2(value, otherwise=0.0):

@@ -48,7 +48,7 @@ def make_agent(script, log_alpha=LOG_ALPHA, **arguments):
     rng = np.random.default_rng(41)
     with torch.no_grad():
         for name, weight in agent.named_parameters():
-            weight.copy_(torch.from_numpy(rng.normal(0, 0.6, weight.shape)))
+            weight.copy_(torch.from_numpy(rng.normal(0, 0.8, weight.shape)))
             if name == "log_alpha":
                 weight.fill_(log_alpha)
     return agent

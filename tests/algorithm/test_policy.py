@@ -55,9 +55,8 @@ def test_log_prob_is_accurate_in_float32_where_tanh_rounds_to_one(script, mu, lo
     log_prob.sum().backward()
     used = min(max(log_std, -20), 0.5)
     u = mu + math.exp(used) * noise
-    expected = (
-        -(noise**2) / 2 - used - math.log(2 * math.pi) / 2 + 2 * np.log(np.cosh(u)) - np.log(half_range)
-    )
+    log_normal = -(noise**2) / 2 - used - math.log(2 * math.pi) / 2
+    expected = log_normal + 2 * np.log(np.cosh(u)) - np.log(half_range)
     assert log_prob.item() == pytest.approx(expected.sum(), abs=2e-5)
     by_log_std = 2 * np.tanh(u) * math.exp(used) * noise - 1 if used == log_std else 0 * u
     gradient = [*2 * np.tanh(u), *by_log_std]
@@ -78,9 +77,7 @@ def test_act(script):
         action = policy.act(np.ones((4096, 1), dtype))
         torch.manual_seed(0)
         if script is SCRIPTS["td3"]:
-            noise = torch.randn_like(
-                policy(x)
-            ).numpy()  # randn_like fills in memory order, which is that of the action
+            noise = torch.randn_like(policy(x)).numpy()  # in memory order, which is that of the action
             unclipped = mean + (high - low) / 2 * 0.1 * noise
             expected = np.clip(unclipped, low, high)
             assert (unclipped > high).any()

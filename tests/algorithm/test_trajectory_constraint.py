@@ -42,14 +42,6 @@ def pressure(entropy, budget):
     return torch.autograd.grad(loss, log_alpha)[0].item()
 
 
-def test_both_agree_without_termination_under_the_stationary_distribution():
-    """A chain that stays with probability 3/4 has the stationary distribution (1/2, 1/2)."""
-    h = [0.5, -4.5]
-    trajectory = entropy_values(h, [[0, 0, 0, 1], [1, 1, 1, 0]], np.zeros((2, 4)))
-    assert pressure(torch.tensor(h), -2.0) == pytest.approx(0, abs=1e-12)
-    assert pressure(trajectory, -2.0 / (1 - GAMMA)) == pytest.approx(0, abs=1e-9)
-
-
 def test_early_termination_leaves_less_room_for_negative_entropy():
     """Episodes end with probability p = 1/4. A policy of entropy H0 in each step has H0 / (1 - gamma (1 - p)) per
     trajectory, above its budget: alpha falls until each step has H0 (1 - gamma (1 - p)) / (1 - gamma).
@@ -72,15 +64,18 @@ def test_negative_entropy_pays_for_termination():
     assert gain.item() == pytest.approx(0.2 * GAMMA * 1.5 / (1 - GAMMA))
 
 
-def test_trajectories_depend_less_on_the_replay_distribution():
-    """With replay w instead of the stationary d, the single-step mean is off by (w - d) h of H0, half of it here,
-    the trajectory mean by (w - d) (I - gamma P)^-1 h of H0 / (1 - gamma), 9% of it.
+def test_without_termination_both_agree_on_the_stationary_distribution_only():
+    """A chain that stays with probability 3/4. On its stationary distribution d both constraints are met with equality.
+    On a replay distribution w, the single-step mean differs from H0 by 50%, (w - d) h, the trajectory mean from
+    H0 / (1 - gamma) by 9%, (w - d) (I - gamma P)^-1 h.
     """
     h, w, d = np.array([0.0, -4.0]), np.array([0.75, 0.25]), np.array([0.5, 0.5])
     P = np.array([[0.75, 0.25], [0.25, 0.75]])
-    trajectory = entropy_values(h, [[0, 0, 0, 1], [1, 1, 1, 0]], np.zeros((2, 4))).numpy()
-    expected = np.linalg.solve(np.eye(2) - GAMMA * P, h)
-    np.testing.assert_allclose(trajectory, expected)
+    trajectory = entropy_values(h, [[0, 0, 0, 1], [1, 1, 1, 0]], np.zeros((2, 4)))
+    assert pressure(torch.tensor(h), -2.0) == pytest.approx(0, abs=1e-12)
+    assert pressure(trajectory, -2.0 / (1 - GAMMA)) == pytest.approx(0, abs=1e-9)
+    trajectory = trajectory.numpy()
+    np.testing.assert_allclose(trajectory, np.linalg.solve(np.eye(2) - GAMMA * P, h))
     assert (w - d) @ h / (d @ h) == -0.5
     assert (w - d) @ trajectory / (d @ trajectory) == pytest.approx(-0.5 * (1 - GAMMA) / (1 - GAMMA / 2))
 
@@ -95,26 +90,14 @@ def test_qe_moves_the_policy_to_states_of_high_entropy():
     outcome = entropy_values([-1.0, 1.0, -5.0], [[1, 2], [1, 1], [2, 2]], [[0, 0], [1, 1], [1, 1]])
     assert outcome[0].item() == pytest.approx(-1 + GAMMA * (1 - 5) / 2)
 
-    def slope(loss, a):
+    def slope(script, a, qe_in_q, qe_in_entropy):
         action = double([a]).requires_grad_()
-        return torch.autograd.grad(loss(action), action)[0].item()
+        qe = GAMMA * ((1 + action) / 2 * outcome[1] + (1 - action) / 2 * outcome[2])
+        q = -action.square() + qe_in_q * alpha * qe
+        loss = script.pim(q.expand(2, -1), h0 + qe_in_entropy * qe, alpha)
+        return torch.autograd.grad(loss, action)[0].item()
 
-    def qe(action):
-        return GAMMA * ((1 + action) / 2 * outcome[1] + (1 - action) / 2 * outcome[2])
-
-    def reward(action):
-        return -action.square().expand(2, -1)
-
-    def with_qe(action):
-        return dsac_e.pim(reward(action), h0 + qe(action), alpha)
-
-    def without_qe(action):
-        return dsac_e.pim(reward(action), h0, alpha)
-
-    def of_sac(action):
-        return sac.pim(reward(action) + alpha * qe(action), h0, alpha)
-
-    assert slope(with_qe, best) == pytest.approx(0, abs=1e-12)
-    assert slope(without_qe, 0.0) == 0 != slope(without_qe, best)
+    assert slope(dsac_e, best, 0, 1) == pytest.approx(0, abs=1e-12)
+    assert slope(dsac_e, 0.0, 0, 0) == 0 != slope(dsac_e, best, 0, 0)
     for a in (-0.5, best, 0.9):
-        assert slope(of_sac, a) == pytest.approx(slope(with_qe, a), abs=1e-12)
+        assert slope(sac, a, 1, 0) == pytest.approx(slope(dsac_e, a, 0, 1), abs=1e-12)

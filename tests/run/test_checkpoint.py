@@ -7,7 +7,6 @@ import resource
 import shlex
 import shutil
 import signal
-import sys
 
 import environments
 import filelock
@@ -128,11 +127,9 @@ def test_changed_spaces_are_refused(run_dir, monkeypatch):
         assert "has changed" in main("sac", ["--run-dir", run_dir, "--total-timesteps", "150", *arguments])
 
 
-@pytest.mark.parametrize(
-    "moment, name", [*((moment, "SIGINT") for moment in MOMENTS), ("evaluation", "SIGHUP")]
-)
-def test_a_signal_saves_and_the_printed_command_resumes(tmp_path, monkeypatch, capsys, moment, name):
-    number = getattr(signal, name)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_signal_saves_and_the_printed_command_resumes(tmp_path, monkeypatch, capsys, moment, number):
     run_dir = tmp_path / "a directory"
     with monkeypatch.context() as patch:
         call_at(patch, MOMENTS[moment], lambda: [signal.raise_signal(number) for _ in range(2)])
@@ -182,20 +179,6 @@ def test_signals_to_a_process(tmp_path):
     assert f"stopped at step {load(tmp_path / 'run')['step']};" in out
 
 
-def fork(function) -> int:
-    """Runs a function in a child process that prints nothing. Returns the process id."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
-            os.dup2(1, 2)
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-            function()
-        finally:
-            os._exit(0)
-    return child
-
-
 @pytest.mark.parametrize("name", ["policy.pt", "checkpoint.pt"])
 @pytest.mark.parametrize("point", ["write", "replace"])
 def test_kill_9_during_a_save_keeps_the_previous_files(run_dir, monkeypatch, name, point):
@@ -211,14 +194,16 @@ def test_kill_9_during_a_save_keeps_the_previous_files(run_dir, monkeypatch, nam
         replace(source, target)
 
     write, replace = torch.save, os.replace
+    target = (torch, "save", kill_write) if point == "write" else (os, "replace", kill_replace)
     before = content(run_dir)
-
-    def child():
-        target = (torch, "save", kill_write) if point == "write" else (os, "replace", kill_replace)
-        monkeypatch.setattr(*target)
-        main("sac", ["--run-dir", run_dir, "--total-timesteps", "150"])
-
-    assert os.waitstatus_to_exitcode(os.waitpid(fork(child), 0)[1]) == -signal.SIGKILL
+    child = os.fork()
+    if child == 0:
+        try:
+            monkeypatch.setattr(*target)
+            main("sac", ["--run-dir", run_dir, "--total-timesteps", "150"])
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert content(run_dir)[name] == before[name]
     assert main("sac", ["--run-dir", run_dir, "--total-timesteps", "150"]) is None
     assert load(run_dir)["step"] == 150 and not (run_dir / "save.tmp").exists()

@@ -37,7 +37,7 @@ def test_one_line(tmp_path, monkeypatch, words, says):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", ["--no-such-option", "--seed x", "--no-res"])
+@pytest.mark.parametrize("words", ["--no-such-option", "--seed x", "--no-res --total-timesteps 0"])
 def test_errors_of_the_parser(words, capsys):
     assert main("dsac_e", words.split()) == 2
     assert words.split()[0] in capsys.readouterr().err
@@ -59,10 +59,8 @@ def test_default_directory_and_module_in_the_working_directory(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "GlobalRandom-v0 on cpu from step 0" in done.stdout
     assert load(tmp_path / "runs/own-GlobalRandom__sac__0")["step"] == 100
-    words = ["--env-id", "own:GlobalRandom", "--evaluate"]  # with the run's number of episodes
-    again = subprocess.run(
-        [sys.executable, ROOT / "sac.py", *words], cwd=tmp_path, capture_output=True, text=True
-    )
+    words = [*command[:2], "--env-id", "own:GlobalRandom", "--evaluate"]  # with the run's number of episodes
+    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert again.stdout == re.search(r"step 100: return .*\n", done.stdout)[0]
     done = subprocess.run([*command, "--gamma", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and not done.stdout

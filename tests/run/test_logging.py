@@ -56,9 +56,8 @@ def test_sps_counts_steps_per_second_without_evaluations_and_warm_up(tmp_path, m
     clock = [0.0]
 
     def slow(self):
-        clock[0] += (
-            0.4 if self.copy >= 2 else 0.0 if self.episode < 20 else 0.002 if self.episode <= 30 else 0.02
-        )
+        training = 0.0 if self.episode < 20 else 0.002 if self.episode <= 30 else 0.02
+        clock[0] += 0.4 if self.copy >= 2 else training
         return 0.0
 
     monkeypatch.setattr(dsac_e, "LOG_INTERVAL", 5)

@@ -90,8 +90,7 @@ def test_a_crashed_run_is_named_with_its_reason(tmp_path, monkeypatch, capsys):
     run_plot(monkeypatch, tmp_path, "--out", tmp_path / "out")
     notes = capsys.readouterr().err
     assert (
-        "a is unfinished, last evaluation at 0 of 900 steps (last line of a.log: training diverged at step 70)"
-        in notes
+        "a is unfinished, last evaluation at 0 of 900 steps (last line of a.log: training diverged" in notes
     )
     assert "b is left out: policy.pt cannot be read (FileNotFoundError)" in notes
     with pytest.raises(SystemExit, match="can be drawn"):

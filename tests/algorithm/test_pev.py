@@ -35,11 +35,9 @@ def test_noise_is_clamped_to_three_standard_deviations(script):
     """Only the gradient of sigma depends on the noise. Clipping to Q +- 3 m has no effect on these targets."""
     gradients = []
     for noise in ([-3.0, -2.99, 2.99, 3.0], [-3.01, -2.99, 2.99, 9.0]):
-        sigma = leaf(np.ones((2, 4)))
-        zeros = np.zeros((2, 4))
-        loss, *_ = pev(
-            script, zeros, sigma, zeros, zeros + 0.5, zeros[0] + 0.2, zeros[0] + 0.9, noise, [0, 0], 0.1
-        )
+        sigma, zeros = leaf(np.ones((2, 4))), np.zeros((2, 4))
+        rest = zeros[0] + 0.2, zeros[0] + 0.9, noise, [0, 0], 0.1
+        loss, *_ = pev(script, zeros, sigma, zeros, zeros + 0.5, *rest)
         gradients.append(torch.autograd.grad(loss, sigma)[0].tolist())
     assert gradients[0] == gradients[1]
     assert len(set(gradients[0][0])) == 4  # numbers within the bounds matter

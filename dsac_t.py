@@ -379,7 +379,7 @@ class ReplayBuffer:
 def compile_update(agent: Agent, batch: Batch):
     """Compiles the gradient methods, which dominate the cost of an update. Falls back to eager mode."""
     # On a GPU: CUDA graphs. Without trees, the outputs of a graph are valid until the same graph runs again.
-    options = {"compile_threads": 1, "triton.cudagraphs": True, "triton.cudagraph_trees": False}
+    options = {"compile_threads": 1, "triton.cudagraphs": batch.obs.is_cuda, "triton.cudagraph_trees": False}
     print("compiling the update, up to a minute; Ctrl-C waits for it (--no-compile skips this)")
     try:
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes part of the graph

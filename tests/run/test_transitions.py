@@ -18,7 +18,7 @@ def test_each_transition_is_stored_as_it_happened(tmp_path, env):
     """The last observation of an episode is stored, not the first of the next; truncation is not termination."""
     assert train(env, tmp_path) is None
     obs, action, next_obs, reward, terminated = columns(tmp_path)
-    assert len(obs) == 100
+    assert len(obs) == 100 and obs.untyped_storage().nbytes() == 100 * 10 * 4  # the file has no unused rows
     expected = {0: (0, 0), 1: (0, 0)}  # (episode, time) of the next observation of each copy
     taken = {copy: iter(RecordingEnv.actions[copy]) for copy in expected}
     for i in range(100):

@@ -254,7 +254,7 @@ class Agent(nn.Module):
     def descend(self, weights: list[Tensor], gradients: tuple[Tensor, ...]):
         """One optimizer step for these weights; Adam skips the others, which have no gradient."""
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient
+            weight.grad = gradient.contiguous()  # fused Adam requires this; torch.compile may pad
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -13,9 +13,11 @@ import sac
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@torch._inductor.config.patch(fallback_random=True)  # otherwise compiled noise is another stream
-def test_compiled_updates_equal_eager_updates(device):
-    """fullgraph=True fails on a graph break."""
+@torch._inductor.config.patch(fallback_random=True, force_shape_pad=True)  # same noise; pads as on a GPU
+def test_compiled_updates_equal_eager_updates(device, monkeypatch):
+    """fullgraph=True fails on a graph break. Padded gradients have other strides than weights."""
+    monkeypatch.setattr("torch._inductor.fx_passes.pad_mm.check_device", lambda *_: True)
+    monkeypatch.setattr("torch._inductor.fx_passes.pad_mm.has_triton", lambda: True)
     low, high = np.array([-2, 1], np.float32), np.array([5, 1.5], np.float32)
     torch.manual_seed(0)
     eager = sac.Agent(sac.Args(hidden_width=16), 3, low, high).to(device)
@@ -23,8 +25,6 @@ def test_compiled_updates_equal_eager_updates(device):
     buffer = sac.ReplayBuffer(64, 3, 2, device)
     buffer.add(rows[:, :3], rows[:, 3:5], rows[:, 5:8], rows[:, 8], rows[:, 9] > 1)
     compiled = copy.deepcopy(eager)
-    for name in ("online_weights", "target_weights", "critic_weights", "policy_weights"):  # of the copy
-        assert getattr(compiled, name)[0] is not getattr(eager, name)[0]
     sac.compile_update(compiled, buffer.sample(16))
     assert "critic_gradients" in vars(compiled) and "policy_gradients" in vars(compiled)
     before = copy.deepcopy(compiled.state_dict())

@@ -8,7 +8,7 @@
 Paper: "Mind Your Entropy" (TECRL, arXiv 2511.11592). It extends DSAC-T (arXiv 2310.05858), which is SAC
 (arXiv 1812.05905) with value distributions. SAC adds alpha * entropy to the reward, so every change of alpha
 moves the critics' target. DSAC-E separates them: twin critics Z_i = N(Q_i, sigma_i^2) learn the return of the
-reward, Qe that of the entropy. With a' ~ pi_target(.|s') and d = 1 if s' is terminal, else 0:
+reward, Qe that of the entropy. With target networks at s', a' ~ pi(.|s'), d = 1 if s' is terminal, else 0:
 
   PEV  policy evaluation     Eq. 11     Z_i(s, a) <- r + gamma (1 - d) Z_k(s', a'),  k = argmin Q_i(s', a')
   PIS  policy introspection  Eq. 12-13  Qe(s, a)  <- gamma (1 - d) (-log pi_target(a'|s') + Qe(s', a'))
@@ -39,7 +39,7 @@ class Args:
     """Train on a Gymnasium environment. Running the same command again resumes the run."""
 
     env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
-    rho: float | None = None  # scale of the entropy budget: 1; Humanoid, Walker2d 20 (alpha then only falls)
+    rho: float | None = None  # scale of the entropy budget: 1, or 20 (Humanoid, Walker2d; alpha only falls)
     tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
     res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
     center_entropy: bool = False  # [ours] Qe = network + gamma / (1 - gamma) * running mean of the entropy
@@ -228,7 +228,7 @@ class Agent(nn.Module):
         highest = np.log(high - low).sum()  # entropy of the uniform policy
         if bound >= highest:
             raise ValueError(f"entropy budget {bound:g} > maximum {highest:g}: raise --rho or RescaleAction")
-        if bound < highest - 19.3 * action_dim:  # below the entropy at log_std = -20
+        if bound < highest - 19.3 * action_dim:  # the range from log_std = -20 to uniform
             print(f"note: rho {args.rho:g} asks for less entropy than a policy can have: alpha only falls")
         budget = bound / (1 - args.gamma) if args.tec else bound
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
@@ -307,7 +307,6 @@ import shlex
 import signal
 import sys
 import time
-import zlib
 from pathlib import Path
 
 import filelock
@@ -322,7 +321,6 @@ EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
 MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "device", "compile",
               "run_dir"}  # fmt: skip
-CODE = zlib.crc32(Path(__file__).read_bytes())
 
 
 class CheckedEnv(gym.Wrapper):
@@ -341,6 +339,7 @@ class CheckedEnv(gym.Wrapper):
     def checked(self, obs, reward) -> np.ndarray:
         obs = np.array(obs, dtype=np.float64)
         valid = obs.shape == self.observation_space.shape and np.shape(reward) == ()
+        valid = valid and (self.observation_space.dtype.kind == "f" or not (obs % 1).any())
         if not (valid and (abs(obs) < 3e38).all() and abs(np.float64(reward)) < 3e38):  # float32; NaN fails
             sys.exit(f"{self.spec.id} returned an invalid observation or reward: {obs}, {reward}")
         return obs.astype(self.observation_space.dtype)
@@ -439,7 +438,7 @@ def read(path: Path) -> dict | None:
         assert saved["algorithm"] == ALGORITHM, f"it was saved by {saved['algorithm']}.py"
         return saved | {"args": Args(**saved["args"])}
     except Exception as error:  # torch.load raises many types for damaged and foreign files
-        sys.exit(f"{path} is damaged or of another script: {error}".partition("\n")[0])
+        sys.exit(f"{path} is damaged or was saved by another script: {error}".partition("\n")[0])
 
 
 def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = None):
@@ -455,19 +454,23 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
     for name, content in reversed(files.items()):  # policy.pt last: it tells whether a run is finished
         temporary = run_dir / "save.tmp"
         try:
-            with open(temporary, "wb", buffering=0) as file:
+            with open(temporary, "wb") as file:  # buffered: a raw file writes at most 2 GiB at once
                 torch.save(content, file)
+                file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, run_dir / name)
         except (OSError, RuntimeError) as error:  # torch raises its own while handling that of the disk
             temporary.unlink(missing_ok=True)
-            sys.exit(f"cannot write {run_dir / name}: {error.__context__ or error}")
+            cause = error if isinstance(error, OSError) else error.__context__ or error
+            sys.exit(f"cannot write {run_dir / name}: {cause}")
 
 
 def train(args: Args, run_dir: Path, saved: dict | None):
-    """Trains from the start or from a checkpoint, from where it starts new episodes."""
+    """Trains from the start or from a checkpoint, whose episodes are not continued."""
     if saved and saved["finished"] and saved["step"] >= args.total_timesteps:
         return print(f"{run_dir} is already finished at step {saved['step']}")
+    if saved and saved["finished"] and not (run_dir / "checkpoint.pt").exists():
+        sys.exit(f"cannot extend {run_dir}: its checkpoint.pt is missing")
     seed_all(args.seed, 1)
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
@@ -488,11 +491,10 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     if saved:
         agent.load_state_dict(saved["agent"])
         agent.optimizer.load_state_dict(saved["optimizer"])
-        replay = saved.pop("replay")
-        buffer.rows[: len(replay)] = replay.to(device)
+        buffer.rows[:step] = saved.pop("replay")
         buffer.added = step
-    run = dict(algorithm=ALGORITHM, code=CODE, args=vars(args), spaces=spaces, step=step, finished=False)
-    save(run_dir, run, agent)
+    run = dict(algorithm=ALGORITHM, args=vars(args), spaces=spaces, step=step, finished=False)
+    save(run_dir, run, agent)  # a directory with an event file, but without policy.pt would be refused
     print(f"{envs.spec.id} on {device} from step {step}; tensorboard --logdir {shlex.quote(str(run_dir))}")
     if agent.policy.half_range.min() < 0.1 or agent.policy.half_range.max() > 10:
         print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction to [-1, 1]")
@@ -578,7 +580,7 @@ def evaluate_run(args: Args, run_dir: Path, saved: dict):
     policy.load_state_dict(saved["policy"])
     try:
         returns, _ = evaluate(policy, envs, seed_all(args.seed, 3, saved["step"]), [])  # as in training
-    except gym.error.Error as error:  # e.g. pygame is not installed
+    except (AttributeError, RuntimeError, gym.error.Error, mujoco.FatalError) as error:  # no OpenGL, pygame
         sys.exit(f"cannot evaluate {args.env_id}: {error}")
     print(f"step {saved['step']}: return {returns.mean():.1f} +- {returns.std():.1f}")
     if args.capture_video:
@@ -600,19 +602,17 @@ def main():
         started = vars(saved["args"])
         changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
         if changed and not evaluating:
-            sys.exit(f"{run_dir} has another {', '.join(changed)}: name another --run-dir, or only this one")
-        if saved["code"] != CODE:
-            print(f"note: {run_dir} was saved by another version of this script")
+            sys.exit(f"{run_dir} has another {', '.join(changed)}: choose another --run-dir")
     elif evaluating:
         sys.exit(f"there is no policy.pt in {run_dir}")
     elif any(path.suffix not in (".lock", ".log", ".tmp", ".txt") for path in run_dir.glob("*")):
         sys.exit(f"{run_dir} contains other files: choose another --run-dir")
-    high = {"gamma": 1 - 1e-9, "tau": 1, "learning_starts": 2**62 if evaluating else args.total_timesteps - 1}
-    high |= {"num_envs": args.buffer_size, "batch_size": args.buffer_size}
+    high = dict.fromkeys(vars(args), 2**62) | {"gamma": 1 - 1e-9, "learning_starts": args.total_timesteps - 1}
+    high |= {"tau": 1, "num_envs": args.buffer_size, "batch_size": args.buffer_size}
     for name, value in vars(args).items():
         low = 0 if name in ("seed", "gamma", "rho", "learning_starts") or "noise" in name else 1e-300
-        if type(value) in (int, float) and not low <= value <= high.get(name, 2**62):  # NaN fails, too
-            sys.exit(f"--{name.replace('_', '-')} {value} is out of range {low:g}-{high.get(name, 2**62):g}")
+        if type(value) in (int, float) and not low <= value <= high[name]:  # NaN fails, too
+            sys.exit(f"--{name.replace('_', '-')} {value} is not in {'(' if low else '['}0, {high[name]}]")
     (evaluate_run if evaluating else train)(args, run_dir, saved)
 
 

@@ -227,6 +227,7 @@ variant("NanObservation", observe=last_of_episode_2(np.nan * ONES, ONES))
 variant("InfiniteObservation", observe=last_of_episode_2(-np.inf * ONES, ONES))
 variant("OverflowObservation", observation_space=FLOAT64, observe=last_of_episode_2(1e39 * ONES, ONES))
 variant("NanInteger", observation_space=INT64, observe=last_of_episode_2(np.nan * ONES, ONES))
+variant("FractionalInteger", observation_space=INT64, observe=last_of_episode_2(0.5 * ONES, ONES))
 variant("NanReward", reward=last_of_episode_2(np.nan))
 variant("InfiniteReward", reward=last_of_episode_2(-np.inf))
 variant("OverflowReward", reward=last_of_episode_2(1e39))
@@ -287,6 +288,9 @@ class NoRendererEnv(RenderingEnv):
 
     def render(self):
         raise gym.error.DependencyNotInstalled("pip install a renderer")
+
+
+variant("NoOpenGL", RenderingEnv, render=lambda self: None.eglQueryString)  # as mujoco without it
 
 
 class ProbeEnv(gym.Env):

@@ -34,7 +34,7 @@ def test_note_about_raw_units(tmp_path, capsys, env):
 
 
 INVALID = ["NanReset", "Shape", "NanObservation", "InfiniteObservation", "OverflowObservation", "NanInteger",
-           "NanAutoreset", "NanReward", "InfiniteReward", "OverflowReward", "ArrayReward"]  # fmt: skip
+           "FractionalInteger", "NanAutoreset", "NanReward", "InfiniteReward", "OverflowReward", "ArrayReward"]  # fmt: skip
 
 
 @pytest.mark.parametrize("env", INVALID)

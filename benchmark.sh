@@ -10,9 +10,10 @@
 # The output of a run is in RUNS/<task>__<algorithm>__<seed>.log. Ctrl-C saves and stops all runs. The same
 # command resumes unfinished runs and skips finished ones; a larger STEPS extends finished runs. Variables:
 #
-#   TASKS, ALGOS, SEEDS   lists, quoted                      RUNS     directory of the runs (runs)
-#   STEPS                 environment steps per run          ARGS     further arguments of the scripts
-#   JOBS                  runs at a time (number of cores)   PYTHON   the interpreter (python)
+#   TASKS, ALGOS   lists, quoted                         RUNS     directory of the runs (runs)
+#   SEEDS          list, quoted (0 1 2 3 4)              ARGS     further arguments of the scripts
+#   STEPS          environment steps per run (30000000)  PYTHON   the interpreter (python)
+#   JOBS           runs at a time (number of cores; with --slurm: no limit)
 set -euo pipefail
 cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python} RUNS=${RUNS:-runs} SEEDS=${SEEDS:-0 1 2 3 4} STEPS=${STEPS:-30000000}

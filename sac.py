@@ -438,7 +438,6 @@ def train(args: Args, run_dir: Path, saved: dict | None):
 
     # An iteration logs under the step at which it began, so that a resumed run overwrites what it repeats.
     writer = SummaryWriter(str(run_dir), purge_step=step, flush_secs=10)
-    writer.add_text("args", "\n".join(f"    {name}: {value}" for name, value in vars(args).items()), step)
     bar = tqdm(initial=step, total=args.total_timesteps, unit=" steps", unit_scale=True, disable=None)
     compiling = args.compile and args.total_timesteps - step > COMPILE_FROM * args.num_envs
     seconds = []  # of the iterations with an update since the last log entry, without evaluations and saves
@@ -510,9 +509,10 @@ def evaluate_run(args: Args, run_dir: Path, saved: dict):
     space = envs.single_action_space
     policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
     policy.load_state_dict(saved["policy"])
+    errors = Exception if args.capture_video else gym.error.Error  # many types, e.g. without OpenGL
     try:
         returns, _ = evaluate(policy, envs, seed_all(args.seed, 3, saved["step"]), [])  # as in training
-    except (AttributeError, RuntimeError, gym.error.Error, mujoco.FatalError) as error:  # no OpenGL, pygame
+    except errors as error:
         sys.exit(f"cannot evaluate {args.env_id}: {error}")
     print(f"step {saved['step']}: return {returns.mean():.1f} +- {returns.std():.1f}")
     if args.capture_video:

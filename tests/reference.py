@@ -27,7 +27,7 @@ HIGH = torch.tensor([1.5, 1.0]).double()
 CENTER, HALF_RANGE, A = (LOW + HIGH) / 2, (HIGH - LOW) / 2, len(LOW)
 GAMMA, TAU, LOG_ALPHA, RHO = 0.9, 0.05, 0.4, 1.5
 RATES = {"policy_lr": 3e-3, "critic_lr": 2e-3, "alpha_lr": 5e-3}
-TD3_NOISE = {"target_noise": 0.6, "noise_clip": 0.5}
+TD3_NOISE = {"target_noise": 0.6, "noise_clip": 0.4}
 # variant: script and arguments that differ from its defaults
 VARIANTS = {
     "dsac_e": (dsac_e, {"rho": RHO}),

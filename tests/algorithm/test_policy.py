@@ -6,13 +6,17 @@
 The density is with respect to the action in the environment's units.
 """
 
+import inspect
 import math
 
 import numpy as np
 import pytest
 import torch
-from reference import SCRIPTS, every_script, every_stochastic
+from reference import STOCHASTIC, every_script
 from torch import nn
+
+import dsac_e
+import td3
 
 BOXES = [(-1.0, 1.0), (-0.4, 0.4), (-0.25, 3.25), (0.5, 0.75)]
 # mu, log_std: narrow, off center, wide (at the bound), saturated and narrow, saturated and wide
@@ -28,13 +32,17 @@ def constant_policy(script, outputs, low, high, dtype=torch.float64):
     return policy.to(dtype)
 
 
-@every_stochastic
+def test_the_policy_is_identical():
+    """So that the next two tests hold for the three stochastic algorithms."""
+    assert len({inspect.getsource(script.Policy) for script in STOCHASTIC.values()}) == 1
+
+
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize(("mu", "log_std"), SHAPES)
-def test_density_integrates_to_one(script, box, mu, log_std):
+def test_density_integrates_to_one(box, mu, log_std):
     """Trapezoidal rule over the actions. The box is stored in float32: its bounds are exact to 1e-7."""
     (low, high), std = box, math.exp(log_std)
-    policy = constant_policy(script, [mu, log_std], [low], [high])
+    policy = constant_policy(dsac_e, [mu, log_std], [low], [high])
     # Nine standard deviations, at most |u| = 15, beyond which tanh(u) is constant in float64.
     u = np.linspace(max(mu - 9 * std, -15), min(mu + 9 * std, 15), 20_001)
     with torch.no_grad():
@@ -44,13 +52,12 @@ def test_density_integrates_to_one(script, box, mu, log_std):
     assert np.trapezoid(np.exp(log_prob), action[:, 0]) == pytest.approx(1, abs=1e-5)
 
 
-@every_stochastic
 @pytest.mark.parametrize("mu", [20.0, 9.0, 1.0])
 @pytest.mark.parametrize("log_std", [-50.0, -3.0, 0.0, 9.0])
-def test_log_prob_is_accurate_in_float32_where_tanh_rounds_to_one(script, mu, log_std):
+def test_log_prob_is_accurate_in_float32_where_tanh_rounds_to_one(mu, log_std):
     """Value and gradient against float64 closed forms; log_std is clamped to [-20, 0.5]."""
     mu, noise, half_range = np.array([mu, -mu, 0.0]), np.array([0.5, 0.25, -1.0]), np.array([0.4, 1.75, 1.0])
-    policy = constant_policy(script, [*mu, *[log_std] * 3], -half_range, half_range, torch.float32)
+    policy = constant_policy(dsac_e, [*mu, *[log_std] * 3], -half_range, half_range, torch.float32)
     _, log_prob = policy(torch.zeros(1, 1), torch.tensor(noise[None], dtype=torch.float32))
     log_prob.sum().backward()
     used = min(max(log_std, -20), 0.5)
@@ -69,14 +76,14 @@ def test_act(script):
     sample with standard normal noise; in TD3 clip(mean + half_range * exploration_noise * noise, box).
     """
     low, high, x = np.array([-0.4, -0.25]), np.array([0.4, 3.25]), torch.ones(4096, 1)
-    outputs = [1.5, -1.0] if script is SCRIPTS["td3"] else [1.5, -1.0, 0.0, 0.0]
+    outputs = [1.5, -1.0] if script is td3 else [1.5, -1.0, 0.0, 0.0]
     policy = constant_policy(script, outputs, low, high, torch.float32)
     mean = [[0.4 * math.tanh(1.5), 1.5 + 1.75 * math.tanh(-1)]] * 4096
     for dtype in (np.float32, np.float64):
         torch.manual_seed(0)
         action = policy.act(np.ones((4096, 1), dtype))
         torch.manual_seed(0)
-        if script is SCRIPTS["td3"]:
+        if script is td3:
             noise = torch.randn_like(policy(x)).numpy()  # in memory order, which is that of the action
             unclipped = mean + (high - low) / 2 * 0.1 * noise
             expected = np.clip(unclipped, low, high)
@@ -107,6 +114,9 @@ def test_fresh_agent(script):
     agent = script.Agent(script.Args(hidden_width=8), 3, -np.ones(2), np.ones(2))
     for weight in agent.critics.parameters():
         assert (weight[0] != weight[1]).all()
+    other = script.Policy(3, -2 * np.ones(2), np.ones(2), hidden_width=8)
+    other.load_state_dict(agent.policy.state_dict())
+    assert (other.center == -0.5).all()  # the bounds are not part of a saved policy
     targets = {name.removeprefix("target_") for name, _ in agent.named_children() if "target_" in name}
     expected = {"sac": {"critics"}, "dsac_e": {"critics", "policy", "entropy_critic"}}
     assert targets == expected.get(script.ALGORITHM, {"critics", "policy"})

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from environments import ROOT, SCRIPTS, TESTS, RecordingEnv, load, main, options, train
 
 
@@ -79,5 +80,14 @@ def test_evaluate(tmp_path, script, capsys):
     assert RecordingEnv.copies == 2
     assert capsys.readouterr().out == re.search(r"step 100: return .*\n", trained)[0]
     assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
-    assert main(script, ["--run-dir", run_dir, "--evaluate", "--eval-episodes", "3", "--seed", "9"]) is None
+    for more in (["--seed", "9"], ["--eval-episodes", "3"]):
+        assert main(script, ["--run-dir", run_dir, "--evaluate", *more]) is None
+        assert capsys.readouterr().out not in trained
     assert RecordingEnv.copies == 3
+
+
+def test_auto_selects_the_gpu(tmp_path, monkeypatch, capsys):
+    """If there is none, this is an error."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    message = train("Recording", tmp_path / "run", device="auto")
+    assert " on cuda" in f"{message} {capsys.readouterr().out}"

@@ -17,8 +17,9 @@ def log(run_dir: Path, curve: dict[int, float], algorithm="sac", purge=None, fin
     """A run directory as the scripts write it."""
     with SummaryWriter(str(run_dir), purge_step=purge) as writer:
         for step, value in curve.items():
-            writer.add_scalar(plot.RETURN, value, step)
-            writer.add_scalar("losses/alpha", 0.1, step)
+            for tag in plot.TAGS:
+                values = {plot.RETURN: value, plot.TRAJECTORY: -3 * value, plot.BUDGET: -100}
+                writer.add_scalar(tag, values.get(tag, 0.1), step)
     saved = {"algorithm": algorithm, "args": ARGS | arguments, "policy": {}, "finished": finished}
     torch.save(saved, run_dir / "policy.pt")
 
@@ -50,7 +51,7 @@ def test_seeds_are_averaged_as_far_as_all_have_come():
     steps, values = plot.over_seeds({0: [(0, 0.0), (100, 2.0), (200, 4.0)], 1: [(0, 2.0), (100, 4.0)]})
     assert steps.tolist() == [0, 100] and values.mean(0).tolist() == [1, 3]
     low, high = plot.interval(np.array([[1.0], [2.0], [6.0]]))
-    assert 1 <= low[0] < 3 < high[0] <= 6
+    assert (low[0], high[0]) == (1, 6)  # of three seeds: the lowest and the highest
 
 
 def test_statistics():
@@ -61,11 +62,8 @@ def test_statistics():
     steps = np.arange(0.0, 3e6, 1e5)
     assert stats.drift(steps, 2e-5 * steps) == pytest.approx(4)  # per 200,000 steps
     assert stats.final_return(steps, steps) == np.mean([2.7e6, 2.8e6, 2.9e6])
-    seeds = {
-        0: [(0, 0.0), (1000, 1.0)],
-        1: [(0, 0.0), (900, 3.0)],
-        2: [(0, 0.0), (500, 99.0)],
-    }  # 2 is not finished
+    last_points = (1000, 1.0), (900, 3.0), (500, 99.0)  # the third run is not finished
+    seeds = {seed: [(0, 0.0), last] for seed, last in enumerate(last_points)}
     curves = {("Hopper-v4", line, plot.RETURN): seeds for line in ("DSAC-E", "SAC")}
     numbers = stats.column(curves, "Hopper-v4", "SAC")
     assert (numbers["return"], numbers["IQM"], numbers["P"]) == ("1; 3; 99", "2", "0.5")
@@ -73,10 +71,15 @@ def test_statistics():
 
 def test_table_figures_and_saved_curves(tmp_path, monkeypatch, capsys):
     for seed in range(2):
-        log(tmp_path / f"runs/{seed}", {0: 5, 1000: 10 + 2 * seed}, seed=seed)
+        log(tmp_path / f"runs/{seed}", {0: 5, 500_000: 20, 1_000_000: 10 + 2 * seed}, "dsac_e", seed=seed)
     run_plot(monkeypatch, tmp_path / "runs", "--out", tmp_path / "first")
     table = capsys.readouterr().out
-    assert "| Hopper-v4 | 11 [10, 12] (2 x 1k) |" in table
+    assert "| Hopper-v4 | 11 [10, 12] (2 x 1000k) |" in table
+    panels = plot.plt.figure(plot.plt.get_fignums()[-2]).axes  # temperature.png
+    with_budget = [p.get_ylabel() for p in panels if "entropy budget" in p.get_legend_handles_labels()[1]]
+    assert with_budget == ["trajectory entropy (nats)"]
+    stats.main((tmp_path / "first/curves.csv.gz",))
+    assert "| constrained entropy / budget | 0.3 to 0.6; 0.36 to 0.6 |" in capsys.readouterr().out
     run_plot(monkeypatch, tmp_path / "first/curves.csv.gz", "--out", tmp_path / "second")
     assert capsys.readouterr().out == table
     for name in ("returns.png", "temperature.png"):
@@ -89,9 +92,7 @@ def test_a_crashed_run_is_named_with_its_reason(tmp_path, monkeypatch, capsys):
     SummaryWriter(str(tmp_path / "b")).close()
     run_plot(monkeypatch, tmp_path, "--out", tmp_path / "out")
     notes = capsys.readouterr().err
-    assert (
-        "a is unfinished, last evaluation at 0 of 900 steps (last line of a.log: training diverged" in notes
-    )
+    assert "a is unfinished, last evaluation at 0 of 900 steps (last line of a.log: training " in notes
     assert "b is left out: policy.pt cannot be read (FileNotFoundError)" in notes
     with pytest.raises(SystemExit, match="can be drawn"):
         plot.read([tmp_path / "b"])

@@ -22,6 +22,7 @@ ROOT = TESTS.parent
 SCRIPTS = ("dsac_e", "dsac_t", "sac", "td3")
 SMALL = {"num_envs": 2, "total_timesteps": 100, "learning_starts": 40, "batch_size": 8, "buffer_size": 1000,
          "hidden_width": 8, "eval_interval": 50, "eval_episodes": 2, "compile": False, "device": "cpu"}  # fmt: skip
+ENVIRON = os.environ | {"PYTHONUNBUFFERED": "1"}  # without MUJOCO_GL, which main() sets: it requires EGL
 
 
 def options(env: str, run_dir: Path, **arguments) -> list[str]:
@@ -65,8 +66,7 @@ def train(env: str, run_dir: Path, script: str = "dsac_e", **arguments):
 
 def start(words: list[str], script: str) -> subprocess.Popen:
     """Starts a script as a process in the directory of this module."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": TESTS}
-    pipes["env"] = os.environ | {"PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": TESTS, "env": ENVIRON}
     return subprocess.Popen([sys.executable, ROOT / f"{script}.py", *words], **pipes)
 
 

@@ -349,7 +349,6 @@ def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: 
     """num_envs copies of an environment, stepped in turn, and their spaces; exits if `saved` has others."""
     gym.logger.min_level = gym.logger.ERROR  # no deprecation warning for each v4 environment
     mujoco.set_mju_user_warning(lambda text: "settotalmass" in text or print(text, file=sys.stderr))
-    os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # egl needs no display
     kwargs = {"disable_env_checker": True} | ({"render_mode": "rgb_array"} if video_dir else {})
     record = [lambda env: gym.wrappers.RecordVideo(env, video_dir, lambda n: n == 0)] if video_dir else []
     autoreset = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
@@ -416,7 +415,8 @@ class ReplayBuffer:
 
 def compile_update(agent: Agent, batch: Batch):
     """Compiles the gradient methods, which dominate the cost of an update. Falls back to eager mode."""
-    # On a GPU: CUDA graphs. Without trees, the outputs of a graph are valid until the same graph runs again.
+    if batch.obs.is_cuda:  # CUDA graphs; without trees, the outputs are valid until the same graph runs again
+        torch.cuda.set_device(batch.obs.device)  # a graph is captured on the current device
     options = {"compile_threads": 1, "triton.cudagraphs": batch.obs.is_cuda, "triton.cudagraph_trees": False}
     print("compiling the update, up to a minute; Ctrl-C waits for it (--no-compile skips this)")
     try:
@@ -482,10 +482,9 @@ def train(args: Args, run_dir: Path, saved: dict | None):
         agent = Agent(args, *envs.single_observation_space.shape, space.low, space.high).to(device)
         lock.acquire()
     except filelock.Timeout:
-        sys.exit(f"another process is training in {run_dir}")
+        sys.exit(f"another process is training in {run_dir}; if none is, delete run.lock")
     except (AssertionError, OSError, RuntimeError, ValueError) as error:  # device, memory, budget, directory
         sys.exit(f"cannot train in {run_dir} on {device}: {error}")
-
     saved = read(run_dir / "checkpoint.pt")
     first = step = saved["step"] if saved else 0
     if saved:
@@ -495,7 +494,7 @@ def train(args: Args, run_dir: Path, saved: dict | None):
         buffer.added = step
     run = dict(algorithm=ALGORITHM, args=vars(args), spaces=spaces, step=step, finished=False)
     save(run_dir, run, agent)  # a directory with an event file, but without policy.pt would be refused
-    print(f"{envs.spec.id} on {device} from step {step}; tensorboard --logdir {shlex.quote(str(run_dir))}")
+    print(f"{envs.spec.id} on {device}, step {step}; tensorboard --logdir {shlex.quote(run_dir.as_posix())}")
     if agent.policy.half_range.min() < 0.1 or agent.policy.half_range.max() > 10:
         print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction to [-1, 1]")
 
@@ -564,7 +563,7 @@ def train(args: Args, run_dir: Path, saved: dict | None):
         save(run_dir, run, agent, buffer)
         bar.close()
         writer.close()
-    command = shlex.join(["python", sys.argv[0], "--run-dir", str(run_dir)])
+    command = shlex.join(["python", sys.argv[0], "--run-dir", run_dir.as_posix()])
     print(f"{'stopped' if stop else 'finished'} at step {step}; to resume, extend or --evaluate: {command}")
     if stop:
         sys.exit(128 + stop[0])
@@ -572,6 +571,7 @@ def train(args: Args, run_dir: Path, saved: dict | None):
 
 def evaluate_run(args: Args, run_dir: Path, saved: dict):
     """Evaluates the policy of a run, or records one episode of it, and prints the return."""
+    os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # egl needs no display
     n = 1 if args.capture_video else args.eval_episodes
     envs, _ = make_envs(args.env_id, n, saved, run_dir if args.capture_video else None)
     space = envs.single_action_space

@@ -62,7 +62,7 @@ def test_a_longer_run_continues(run_dir, capsys):
     """With other values of the arguments that may change."""
     changed = "--total-timesteps 150 --eval-interval 60 --eval-episodes 1 --checkpoint-interval 30 --device auto --compile"
     assert main("sac", ["--run-dir", run_dir, *changed.split()]) is None
-    assert "from step 100;" in capsys.readouterr().out
+    assert ", step 100;" in capsys.readouterr().out
     assert load(run_dir)["step"] == load(run_dir, "policy.pt")["step"] == 150
     assert list(scalars(run_dir)["eval/episodic_return"]) == [0, 50, 100, 120, 150]
     assert load(run_dir)["args"]["hidden_width"] == 8  # from the run, not the default
@@ -155,7 +155,7 @@ def test_a_signal_saves_and_the_printed_command_resumes(tmp_path, monkeypatch, c
     command = re.search(rf"stopped at step {step}; .*: (python .*)", capsys.readouterr().out)[1]
     assert main("sac", shlex.split(command)[2:]) is None
     out = capsys.readouterr().out
-    assert f"from step {step};" in out and "finished at step 100" in out
+    assert f", step {step};" in out and "finished at step 100" in out
     assert load(run_dir)["step"] == 100 and load(run_dir)["finished"]
     assert {0, 50, 100} <= scalars(run_dir)["eval/episodic_return"].keys() <= {0, 14, 50, 68, 100}
 
@@ -230,7 +230,7 @@ def test_a_run_without_a_checkpoint(run_dir, capsys):
     assert message == f"cannot extend {run_dir}: its checkpoint.pt is missing" and content(run_dir) == before
     torch.save(load(run_dir, "policy.pt") | {"finished": False}, run_dir / "policy.pt")
     assert train("Recording", run_dir, "sac", total_timesteps=150) is None
-    assert "from step 0;" in capsys.readouterr().out
+    assert ", step 0;" in capsys.readouterr().out
     assert list(scalars(run_dir)["eval/episodic_return"]) == [0, 50, 100, 150]
 
 
@@ -300,7 +300,7 @@ def test_a_file_that_accepts_a_part_of_each_write(run_dir, monkeypatch):
 
 def test_a_second_process_is_refused(tmp_path):
     with filelock.FileLock(tmp_path / "run.lock"):  # as the other process holds it
-        assert train("Recording", tmp_path, "sac") == f"another process is training in {tmp_path}"
+        assert f"another process is training in {tmp_path};" in train("Recording", tmp_path, "sac")
         assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
     assert train("Recording", tmp_path, "sac") is None
 

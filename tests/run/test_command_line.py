@@ -58,7 +58,7 @@ def test_default_directory_and_module_in_the_working_directory(tmp_path):
     command = [sys.executable, ROOT / "sac.py", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "GlobalRandom-v0 on cpu from step 0" in done.stdout
+    assert "GlobalRandom-v0 on cpu, step 0;" in done.stdout
     assert load(tmp_path / "runs/own-GlobalRandom__sac__0")["step"] == 100
     words = [*command[:2], "--env-id", "own:GlobalRandom", "--evaluate"]  # with the run's number of episodes
     again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)

@@ -272,6 +272,7 @@ class RenderingEnv(RecordingEnv):
     def __init__(self, render_mode=None):
         super().__init__()
         self.render_mode = render_mode
+        assert render_mode is None or "MUJOCO_GL" in os.environ  # without a display MuJoCo's default fails
 
     def render(self):
         return np.full((64, 64, 3), 51 * self.time, np.uint8)

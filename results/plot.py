@@ -1,7 +1,7 @@
 """Draws figures and writes the results table from the runs of dsac_e.py, dsac_t.py, sac.py and td3.py.
 
     python results/plot.py runs --out plots                    all runs in a directory, at any depth
-    python results/plot.py results/curves.csv.gz --out plots   the same figures from saved curves
+    python results/plot.py results/*_*M.csv.gz --out plots     the same figures from saved curves
 
 Lines are means over seeds up to where the first seed ends, bands are 95% bootstrap intervals of the mean.
 """
@@ -45,8 +45,7 @@ def read_run(run_dir: Path) -> tuple[dict, dict]:
     except Exception as error:  # torch.load raises many types for missing, damaged and foreign files
         raise ValueError(f"policy.pt cannot be read ({type(error).__name__}){why}") from error
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()  # 0: no sampling
-    scalars = events.Tags()["scalars"]
-    curves = {tag: curve for tag in scalars if tag in TAGS and (curve := events.Scalars(tag))}
+    curves = {tag: c for tag in events.Tags()["scalars"] if tag in TAGS and (c := events.Scalars(tag))}
     if RETURN not in curves:
         raise ValueError(f"it ended before its first evaluation{why}")
     if saved.get("finished") is False:
@@ -61,10 +60,11 @@ def read_run(run_dir: Path) -> tuple[dict, dict]:
 def read(paths: list[Path]) -> dict:
     """{(task, line, tag): {seed: [(step, value), ...]}}; line: algorithm and the arguments that differ."""
     curves = defaultdict(lambda: defaultdict(list))
-    if len(paths) == 1 and paths[0].is_file():
-        with gzip.open(paths[0], "rt", newline="") as file:
-            for task, line, seed, tag, step, value in [*csv.reader(file)][1:]:
-                curves[task, line, tag][int(seed)].append((int(step), float(value)))
+    if all(path.is_file() for path in paths):
+        for path in paths:
+            with gzip.open(path, "rt", newline="") as file:
+                for task, line, seed, tag, step, value in [*csv.reader(file)][1:]:
+                    curves[task, line, tag][int(seed)].append((int(step), float(value)))
         return curves
     runs = []
     for run_dir in sorted({file.parent for path in paths for file in path.rglob("events.out.tfevents*")}):

@@ -9,7 +9,7 @@ Paper: "Distributional Soft Actor-Critic with Three Refinements" (DSAC-T, arXiv 
 (arXiv 1812.05905) with value distributions for critics.
 
 Twin critics Z_i = N(Q_i, sigma_i^2) learn the return of reward + alpha * entropy, and alpha is tuned to keep
-the entropy of single steps at H0 = -A nats. With a' ~ pi_target(.|s') and d = 1 if s' is terminal, else 0:
+the entropy of single steps at H0 = -A nats. Target networks at s', a' ~ pi_target(.|s'), d = 1 if terminal:
 
   PEV  policy evaluation     Z_i(s, a) <- r + gamma (1 - d) (Z_k(s', a') - alpha log pi_target(a'|s')),
                              k = argmin Q_i(s', a')
@@ -58,14 +58,14 @@ class Args:
     compile: bool = True  # compile the update with torch.compile (skipped in short runs)
     eval_interval: int = 50_000  # environment steps between evaluations
     eval_episodes: int = 10  # episodes per evaluation, with the deterministic policy
-    checkpoint_interval: int = 500_000  # environment steps between checkpoints; the end of a run adds one
+    checkpoint_interval: int = 500_000  # environment steps between checkpoints; one more at the end of a run
     run_dir: str = ""  # directory of the run; default: runs/<env_id>__<algorithm>__<seed>
     evaluate: bool = False  # instead of training, evaluate the policy in the run directory
     capture_video: bool = False  # instead of training, record an episode of the policy in the run directory
 
 
 class Batch(NamedTuple):
-    """Transitions. `terminated` is 1 if the episode terminated, 0 otherwise, also if it was truncated."""
+    """Transitions. `terminated` is 1 only where the episode terminated; a mere time limit leaves it 0."""
 
     obs: Tensor  # (B, S)
     action: Tensor  # (B, A), in the environment's own units
@@ -214,7 +214,7 @@ class Agent(nn.Module):
         gradients, policy_log = self.policy_gradients(batch)  # PIM, TUP
         self.descend(self.policy_weights, gradients)
         with torch.no_grad():
-            # [ours] log(alpha) may drift: outside these bounds exp overflows or Adam's epsilon slows it down.
+            # [ours] Without bounds log(alpha) may drift until exp overflows or Adam's epsilon slows it down.
             self.log_alpha.clamp_(-15, 15)
             torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
         return log | policy_log
@@ -298,12 +298,12 @@ class CheckedEnv(gym.Wrapper):
         return self.checked(obs, reward), float(reward), terminated, truncated, {}
 
     def checked(self, obs, reward) -> np.ndarray:
-        obs = np.array(obs, dtype=np.float64)
+        obs, dtype = np.array(obs, dtype=np.float64), self.observation_space.dtype
         valid = obs.shape == self.observation_space.shape and np.shape(reward) == ()
-        valid = valid and (self.observation_space.dtype.kind == "f" or not (obs % 1).any())
-        if not (valid and (abs(obs) < 3e38).all() and abs(np.float64(reward)) < 3e38):  # float32; NaN fails
+        valid = valid and (abs(obs) < 3e38).all() and abs(np.float64(reward)) < 3e38  # float32; NaN fails
+        if not (valid and (dtype.kind == "f" or (obs == obs.astype(dtype)).all())):  # integers that fit
             sys.exit(f"{self.spec.id} returned an invalid observation or reward: {obs}, {reward}")
-        return obs.astype(self.observation_space.dtype)
+        return obs.astype(dtype)
 
 
 def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: Path | None = None):
@@ -391,7 +391,7 @@ def compile_update(agent: Agent, batch: Batch):
 
 
 def read(path: Path) -> dict | None:
-    """The content of a file that save() wrote, None if it does not exist. Loading cannot execute code."""
+    """What save() wrote, args as an Args object; None if there is no file. Loading cannot execute code."""
     if not path.exists():
         return None
     try:
@@ -410,7 +410,7 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
         sys.exit(f"training diverged at step {run['step']}: a weight is not finite; the last save is kept")
     files = {"policy.pt": run | {"policy": agent.policy.state_dict()}}
     if buffer is not None:
-        replay = torch.from_numpy(buffer.rows[: buffer.added].cpu().numpy())  # without unused rows
+        replay = torch.from_numpy(buffer.rows[: run["step"]].cpu().numpy())  # torch saves all rows of a slice
         files["checkpoint.pt"] = run | state | {"replay": replay}
     for name, content in reversed(files.items()):  # policy.pt last: it tells whether a run is finished
         temporary = run_dir / "save.tmp"
@@ -427,11 +427,15 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
 
 
 def train(args: Args, run_dir: Path, saved: dict | None):
-    """Trains from the start or from a checkpoint, whose episodes are not continued."""
+    """Trains from the start or, with new episodes, from checkpoint.pt. saved: policy.pt, None if missing."""
     if saved and saved["finished"] and saved["step"] >= args.total_timesteps:
         return print(f"{run_dir} is already finished at step {saved['step']}")
     if saved and saved["finished"] and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"cannot extend {run_dir}: its checkpoint.pt is missing")
+    stop = []  # SIGINT, SIGTERM and SIGHUP end the run after the current step, unless ignored, as by nohup
+    for signum in signal.Signals:
+        if signum.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, lambda signum, frame: stop.append(signum))
     seed_all(args.seed, 1)
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
@@ -458,11 +462,6 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     print(f"{envs.spec.id} on {device}, step {step}; tensorboard --logdir {shlex.quote(run_dir.as_posix())}")
     if agent.policy.half_range.min() < 0.1 or agent.policy.half_range.max() > 10:
         print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction to [-1, 1]")
-
-    stop = []  # SIGINT, SIGTERM and SIGHUP end the run after the current step, unless ignored, as by nohup
-    for signum in signal.Signals:
-        if signum.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, lambda signum, frame: stop.append(signum))
 
     # An iteration logs under the step at which it began, so that a resumed run overwrites what it repeats.
     writer = SummaryWriter(str(run_dir), purge_step=step, flush_secs=10)
@@ -520,12 +519,13 @@ def train(args: Args, run_dir: Path, saved: dict | None):
             step += args.num_envs
             run["step"] = step
             bar.update(args.num_envs)
-    finally:  # also after an exception
+    finally:  # also after an exception, which may leave more rows than steps
         save(run_dir, run, agent, buffer)
         bar.close()
         writer.close()
     command = shlex.join(["python", sys.argv[0], "--run-dir", run_dir.as_posix()])
-    print(f"{'stopped' if stop else 'finished'} at step {step}; to resume, extend or --evaluate: {command}")
+    text = f"{'stopped' if stop else 'finished'} at step {step}; to resume, extend or --evaluate: {command}"
+    print(text, file=sys.stderr if stop else sys.stdout)  # Ctrl-C also ends tee in "... | tee log"
     if stop:
         sys.exit(128 + stop[0])
 

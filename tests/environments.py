@@ -210,7 +210,6 @@ class GlobalRandomEnv(RecordingEnv):
 
 
 variant("RaisingClose", close=lambda self: 1 / 0)
-variant("RaisingStep", reward=lambda self: 1 / (self.episode - 4))
 
 
 def last_of_episode_2(value, otherwise=0.0):
@@ -228,6 +227,7 @@ variant("InfiniteObservation", observe=last_of_episode_2(-np.inf * ONES, ONES))
 variant("OverflowObservation", observation_space=FLOAT64, observe=last_of_episode_2(1e39 * ONES, ONES))
 variant("NanInteger", observation_space=INT64, observe=last_of_episode_2(np.nan * ONES, ONES))
 variant("FractionalInteger", observation_space=INT64, observe=last_of_episode_2(0.5 * ONES, ONES))
+variant("Unsigned", observation_space=box(0, 9, (3,), np.uint8), observe=last_of_episode_2(-ONES, ONES))
 variant("NanReward", reward=last_of_episode_2(np.nan))
 variant("InfiniteReward", reward=last_of_episode_2(-np.inf))
 variant("OverflowReward", reward=last_of_episode_2(1e39))
@@ -282,13 +282,6 @@ class RenderingEnv(RecordingEnv):
 
     def truncated(self):
         return False
-
-
-class NoRendererEnv(RenderingEnv):
-    """Its renderer is not installed."""
-
-    def render(self):
-        raise gym.error.DependencyNotInstalled("pip install a renderer")
 
 
 variant("NoOpenGL", RenderingEnv, render=lambda self: None.eglQueryString)  # as mujoco without it

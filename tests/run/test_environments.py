@@ -34,7 +34,7 @@ def test_note_about_raw_units(tmp_path, capsys, env):
 
 
 INVALID = ["NanReset", "Shape", "NanObservation", "InfiniteObservation", "OverflowObservation", "NanInteger",
-           "FractionalInteger", "NanAutoreset", "NanReward", "InfiniteReward", "OverflowReward", "ArrayReward"]  # fmt: skip
+           "FractionalInteger", "Unsigned", "NanAutoreset", "NanReward", "InfiniteReward", "OverflowReward", "ArrayReward"]  # fmt: skip
 
 
 @pytest.mark.parametrize("env", INVALID)
@@ -49,18 +49,19 @@ def test_invalid_values_are_blamed_on_the_environment(tmp_path, env, recwarn):
         assert saved["step"] == step == len(saved["replay"]) and saved["replay"].isfinite().all()
 
 
-def test_its_own_exception_after_saving(tmp_path):
-    error = train("RaisingStep", tmp_path / "run")
-    assert isinstance(error, ZeroDivisionError)
-    assert load(tmp_path / "run")["step"] == 32 and not load(tmp_path / "run")["finished"]
-
-
-def test_an_exception_in_the_last_evaluation(tmp_path, monkeypatch):
-    """The run is not finished: the same command repeats the evaluation."""
+@pytest.mark.parametrize(
+    "n, step", [(80, 66), (114, 100), (None, 40)], ids=["step", "last evaluation", "logging"]
+)
+def test_an_exception_saves_and_the_same_command_continues(tmp_path, monkeypatch, n, step):
+    """When logging fails, the transitions of the step are already in the buffer, but the step is repeated."""
     with monkeypatch.context() as patch:
-        call_at(patch, 114, lambda: 1 / 0)
+        call_at(patch, n, lambda: 1 / 0)
+        if n is None:
+            patch.setattr(dsac_e, "LOG_INTERVAL", 1)
+            patch.setattr(dsac_e.SummaryWriter, "add_scalar", lambda self, tag, *_: "eval" in tag or 1 / 0)
         assert isinstance(train("Recording", tmp_path / "run"), ZeroDivisionError)
-    assert load(tmp_path / "run")["step"] == 100 and not load(tmp_path / "run")["finished"]
+    saved = load(tmp_path / "run")
+    assert (saved["step"], len(saved["replay"]), saved["finished"]) == (step, step, False)
     assert train("Recording", tmp_path / "run") is None
     assert 100 in scalars(tmp_path / "run")["eval/episodic_return"]
 

@@ -37,7 +37,7 @@ list() { # GROUP: prints its commands
 
 run() { # runs the commands, JOBS at a time
     local cores stopped="" pids=() i code failed=0
-    cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu) JOBS=${JOBS:-$cores} # macOS: no nproc
+    cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu) JOBS=$((${JOBS:-0} > 0 ? JOBS : cores))
     export OMP_NUM_THREADS=$((cores > JOBS ? cores / JOBS : 1))
     # The runs ignore the terminal's SIGINT, as all background commands do. After SIGTERM they save and exit.
     trap 'stopped=1; echo "stopping: all runs are being saved"' INT TERM HUP
@@ -69,7 +69,7 @@ if [[ ${1:-} == --task ]]; then # one task of the array: after USR1 it saves and
     exit $code
 fi
 [[ ${1:-} == --list || ${1:-} == --slurm ]] && mode=$1 && shift
-lines=$(list "${1:-}")
+lines=$(list "${1:-}$([[ ${mode:-} ]] || echo "${@:2}")") # without a mode, further arguments are an error
 commands=() && while read -r line; do commands+=("$line"); done <<<"$lines" # mapfile needs bash 4
 [[ ${mode:-} != --list ]] || { echo "$lines" && exit; }
 mkdir -p "$RUNS"

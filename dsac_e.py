@@ -319,8 +319,7 @@ from tqdm import tqdm
 LOG_INTERVAL = 50  # policy updates between log entries
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
-MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "device", "compile",
-              "run_dir"}  # fmt: skip
+MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "device", "compile"}
 
 
 class CheckedEnv(gym.Wrapper):
@@ -435,7 +434,8 @@ def read(path: Path) -> dict | None:
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        assert saved["algorithm"] == ALGORITHM, f"it was saved by {saved['algorithm']}.py"
+        if saved["algorithm"] != ALGORITHM:
+            raise ValueError(f"it was saved by {saved['algorithm']}.py")
         return saved | {"args": Args(**saved["args"])}
     except Exception as error:  # torch.load raises many types for damaged and foreign files
         sys.exit(f"{path} is damaged or was saved by another script: {error}".partition("\n")[0])
@@ -472,9 +472,10 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     if saved and saved["finished"] and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"cannot extend {run_dir}: its checkpoint.pt is missing")
     stop = []  # SIGINT, SIGTERM and SIGHUP end the run after the current step, unless ignored, as by nohup
+    pid = os.getpid()  # processes that an environment forks inherit the handler, but should exit
     for signum in signal.Signals:
         if signum.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, lambda signum, frame: stop.append(signum))
+            signal.signal(signum, lambda n, _: stop.append(n) if os.getpid() == pid else os._exit(128 + n))
     seed_all(args.seed, 1)
     envs, spaces = make_envs(args.env_id, args.num_envs, saved)
     eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
@@ -501,7 +502,6 @@ def train(args: Args, run_dir: Path, saved: dict | None):
     print(f"{envs.spec.id} on {device}, step {step}; tensorboard --logdir {shlex.quote(run_dir.as_posix())}")
     if agent.policy.half_range.min() < 0.1 or agent.policy.half_range.max() > 10:
         print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction to [-1, 1]")
-
     # An iteration logs under the step at which it began, so that a resumed run overwrites what it repeats.
     writer = SummaryWriter(str(run_dir), purge_step=step, flush_secs=10)
     bar = tqdm(initial=step, total=args.total_timesteps, unit=" steps", unit_scale=True, disable=None)
@@ -593,13 +593,13 @@ def main():
     sys.path.append(os.getcwd())  # so that --env-id your_module:YourEnv-v0 can import your_module
     args = tyro.cli(Args)
     name = args.env_id.replace("/", "-").replace(":", "-")
-    run_dir = Path(args.run_dir or f"runs/{name}__{ALGORITHM}__{args.seed}")
+    run_dir = Path(args.run_dir or f"runs/{name}__{ALGORITHM}__{args.seed}").absolute()  # a task may chdir
     saved = read(run_dir / "policy.pt")
     evaluating = args.evaluate or args.capture_video
     if saved:
         if args.run_dir or evaluating:
             args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
-        started = vars(saved["args"])
+        started = vars(saved["args"]) | {"run_dir": args.run_dir}  # a directory may be moved
         changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
         if changed and not evaluating:
             sys.exit(f"{run_dir} has another {', '.join(changed)}: choose another --run-dir")

@@ -67,6 +67,8 @@ def test_a_group_lists_each_run_once(group, number):
         assert args.env_id in TASKS and args.total_timesteps == 30_000_000
         directories.add(args.run_dir)
     assert len(listed(group)) == len(directories) == number
+    misplaced = [ROOT / "benchmark.sh", group, "--list"]
+    assert subprocess.call(misplaced, env=CLEAN | {"RUNS": "/dev/null/run"}) == 2
 
 
 def test_every_task_can_be_trained(capfd, recwarn):

@@ -52,11 +52,13 @@ def test_smallest_values(tmp_path):
 
 
 def test_default_directory_and_module_in_the_working_directory(tmp_path):
-    """As a user starts it, with an environment of his own, an id without version and a log file beside the run."""
-    (tmp_path / "own.py").write_text(f"import sys; sys.path.append({str(TESTS)!r}); import environments")
+    """As a user starts it, with an id without version and a task that changes the directory and forks a process."""
+    own = f"import multiprocessing, os, sys, time; os.chdir({str(TESTS)!r}); sys.path.append(os.getcwd()); "
+    own += "multiprocessing.get_context('fork').Process(target=time.sleep, args=(90,), daemon=True).start(); "
+    (tmp_path / "own.py").write_text(f"{own} import environments")  # at exit, Python terminates the process
     words = options("Recording", None) + ["--env-id", "own:GlobalRandom"]
     command = [sys.executable, ROOT / "sac.py", *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert "GlobalRandom-v0 on cpu, step 0;" in done.stdout
     assert load(tmp_path / "runs/own-GlobalRandom__sac__0")["step"] == 100

@@ -9,11 +9,10 @@
 #
 # The output of a run is in RUNS/<task>__<algorithm>__<seed>.log. Ctrl-C saves and stops all runs. The same
 # command resumes unfinished runs and skips finished ones; a larger STEPS extends finished runs. Variables:
-#
 #   TASKS, ALGOS   lists, quoted                         RUNS     directory of the runs (runs)
 #   SEEDS          list, quoted (0 1 2 3 4)              ARGS     further arguments of the scripts
 #   STEPS          environment steps per run (30000000)  PYTHON   the interpreter (python)
-#   JOBS           runs at a time (number of cores; with --slurm: no limit)
+#   JOBS           runs at a time, > 0 (number of cores; with --slurm: no limit)
 set -euo pipefail
 cd "$(dirname "$0")"
 PYTHON=${PYTHON:-python} RUNS=${RUNS:-runs} SEEDS=${SEEDS:-0 1 2 3 4} STEPS=${STEPS:-30000000}
@@ -37,7 +36,7 @@ list() { # GROUP: prints its commands
 
 run() { # runs the commands, JOBS at a time
     local cores stopped="" pids=() i code failed=0
-    cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu) JOBS=$((${JOBS:-0} > 0 ? JOBS : cores))
+    cores=$(env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu) JOBS=${JOBS:-$cores} # macOS: no nproc
     export OMP_NUM_THREADS=$((cores > JOBS ? cores / JOBS : 1))
     # The runs ignore the terminal's SIGINT, as all background commands do. After SIGTERM they save and exit.
     trap 'stopped=1; echo "stopping: all runs are being saved"' INT TERM HUP
@@ -69,7 +68,8 @@ if [[ ${1:-} == --task ]]; then # one task of the array: after USR1 it saves and
     exit $code
 fi
 [[ ${1:-} == --list || ${1:-} == --slurm ]] && mode=$1 && shift
-lines=$(list "${1:-}$([[ ${mode:-} ]] || echo "${@:2}")") # without a mode, further arguments are an error
+[[ (${mode:-} == --slurm || $# -le 1) && ${JOBS:-1} == [1-9]* ]] || set -- "" # prints the usage
+lines=$(list "${1:-}")
 commands=() && while read -r line; do commands+=("$line"); done <<<"$lines" # mapfile needs bash 4
 [[ ${mode:-} != --list ]] || { echo "$lines" && exit; }
 mkdir -p "$RUNS"

@@ -8,7 +8,7 @@
 Paper: "Soft Actor-Critic Algorithms and Applications" (SAC, arXiv 1812.05905).
 
 Twin critics Q_i learn the return of reward + alpha * entropy, and alpha is tuned to keep the entropy of
-single steps at H0 = -A nats. With target critics at s', a' ~ pi(.|s'), d = 1 if s' is terminal, else 0:
+single steps at H0 = -A nats. With target critics at s', a' ~ pi(.|s') and d = 1 if terminal, else 0:
 
   PEV  policy evaluation     Eq. 5   Q_i(s, a) <- r + gamma (1 - d) (min Q_i(s', a') - alpha log pi(a'|s'))
   PIM  policy improvement    Eq. 9   max over pi:    E[min Q_i(s, a) - alpha log pi(a|s)]
@@ -381,7 +381,7 @@ def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = N
         sys.exit(f"training diverged at step {run['step']}: a weight is not finite; the last save is kept")
     files = {"policy.pt": run | {"policy": agent.policy.state_dict()}}
     if buffer is not None:
-        replay = torch.from_numpy(buffer.rows[: run["step"]].cpu().numpy())  # torch saves all rows of a slice
+        replay = torch.from_numpy(buffer.rows[: run["step"]].cpu().numpy())  # torch alone would save all rows
         files["checkpoint.pt"] = run | state | {"replay": replay}
     for name, content in reversed(files.items()):  # policy.pt last: it tells whether a run is finished
         temporary = run_dir / "save.tmp"
@@ -403,14 +403,14 @@ def train(args: Args, run_dir: Path, saved: dict | None):
         return print(f"{run_dir} is already finished at step {saved['step']}")
     if saved and saved["finished"] and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"cannot extend {run_dir}: its checkpoint.pt is missing")
+    seed_all(args.seed, 1)
+    envs, spaces = make_envs(args.env_id, args.num_envs, saved)
+    eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
     stop = []  # SIGINT, SIGTERM and SIGHUP end the run after the current step, unless ignored, as by nohup
     pid = os.getpid()  # processes that an environment forks inherit the handler, but should exit
     for signum in signal.Signals:
         if signum.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, lambda n, _: stop.append(n) if os.getpid() == pid else os._exit(128 + n))
-    seed_all(args.seed, 1)
-    envs, spaces = make_envs(args.env_id, args.num_envs, saved)
-    eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
     space = envs.single_action_space
     device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     lock = filelock.FileLock(run_dir / "run.lock", blocking=False)  # acquire() creates the directory

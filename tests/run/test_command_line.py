@@ -53,9 +53,10 @@ def test_smallest_values(tmp_path):
 
 def test_default_directory_and_module_in_the_working_directory(tmp_path):
     """As a user starts it, with an id without version and a task that changes the directory and forks a process."""
-    own = f"import multiprocessing, os, sys, time; os.chdir({str(TESTS)!r}); sys.path.append(os.getcwd()); "
-    own += "multiprocessing.get_context('fork').Process(target=time.sleep, args=(90,), daemon=True).start(); "
-    (tmp_path / "own.py").write_text(f"{own} import environments")  # at exit, Python terminates the process
+    own = f"import functools, multiprocessing, os, sys, time; os.chdir({str(TESTS)!r}); sys.path.append(os.getcwd()); "
+    own += "process = multiprocessing.get_context('fork').Process(target=time.sleep, args=(90,), daemon=True); import environments"
+    own += "\nenvironments.GlobalRandomEnv.reward = lambda self, start=functools.cache(process.start): start() or 1"
+    (tmp_path / "own.py").write_text(own)  # at exit, Python terminates the process and waits for it
     words = options("Recording", None) + ["--env-id", "own:GlobalRandom"]
     command = [sys.executable, ROOT / "sac.py", *words]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)

@@ -14,9 +14,11 @@ import sac
 
 @every_script
 @pytest.mark.parametrize("device", DEVICES)
-@torch._inductor.config.patch(fallback_random=True, force_shape_pad=True)  # same noise; pads as on a GPU
+@torch._inductor.config.patch(force_shape_pad=True)  # pads as on a GPU
 def test_compiled_updates_equal_eager_updates(script, device, monkeypatch):
     """fullgraph=True fails on a graph break. Padded gradients have other strides than weights."""
+    noise = torch.randn(32, device=device)  # the same in both modes, which may draw in different orders
+    monkeypatch.setattr(torch, "randn_like", lambda x: noise[: x.numel()].view_as(x))
     monkeypatch.setattr("torch._inductor.fx_passes.pad_mm.check_device", lambda *_: True)
     monkeypatch.setattr("torch._inductor.fx_passes.pad_mm.has_triton", lambda: True)
     low, high = np.array([-2, 1], np.float32), np.array([5, 1.5], np.float32)
@@ -32,17 +34,15 @@ def test_compiled_updates_equal_eager_updates(script, device, monkeypatch):
     assert all(torch.equal(value, before[name]) for name, value in eager.state_dict().items())
     for i in range(6):
         batch = buffer.sample(16)
-        torch.manual_seed(i)
+        noise.normal_()
         expected = eager.update(batch, i % 2 == 0)
-        torch.manual_seed(i)
         logged = compiled.update(batch, i % 2 == 0)
         assert logged.keys() == expected.keys()
         for tag in logged:
             torch.testing.assert_close(logged[tag], expected[tag], rtol=1e-4, atol=1e-5)
     for name, value in eager.state_dict().items():
         torch.testing.assert_close(compiled.state_dict()[name], value, rtol=1e-4, atol=2e-5)
-        if name in before and "net" in name:
-            assert not torch.equal(before[name], value)
+        assert "net" not in name or not torch.equal(before[name], value)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no compiler\nand more"), AssertionError(), OSError("g++")])

@@ -42,7 +42,7 @@ class Args:
     rho: float | None = None  # scale of the entropy budget; default: 1, or 20 for Humanoid and Walker2d
     tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
     res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
-    center_entropy: bool = False  # [ours] Qe = network + gamma / (1 - gamma) * running mean of the entropy
+    center_entropy: bool = False  # [ours] Qe follows changes of the mean entropy without delay: EntropyCritic
     gamma: float = 0.99  # discount factor
     tau: float = 0.005  # Polyak rate of the target networks and of the running means
     policy_delay: int = 2  # critic updates per update of policy, alpha and target networks
@@ -147,14 +147,33 @@ class TwinCritics(nn.Module):
 
 
 class EntropyCritic(nn.Module):
-    """Qe(s, a) - shift, Qe = E[sum_{t>=1} gamma^t H(pi|s_t)] in nats: obs (B, S), action (B, A) -> (B,)."""
+    """Qe(s, a) = E[sum_{t>=1} gamma^t H(pi|s_t)] in nats: obs (B, S), action (B, A) -> (B,).
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):
+    [ours] With `center`, Qe = deviation + mean_entropy * steps, where steps(s, a) = E[sum_{t>=1} gamma^t] is
+    the discounted number of steps that follow, and deviation is the Qe of -log pi - mean_entropy. The sum is
+    the same for every mean_entropy. So a change of the entropy in all states reaches Qe through mean_entropy,
+    a running mean, and need not travel along the trajectories by 1 / (1 - gamma) updates of slow targets.
+    """
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256, center: bool = False):
         super().__init__()
-        self.net = mlp(1, obs_dim + action_dim, 1, hidden_width)
+        self.n = 1 + center  # number of networks
+        self.net = mlp(self.n, obs_dim + action_dim, 1, hidden_width)
+        nn.init.zeros_(self.net[-1].weight[1:])  # steps starts as the number of steps at the mean discount
+        nn.init.zeros_(self.net[-1].bias[1:])
 
-    def forward(self, obs: Tensor, action: Tensor) -> Tensor:
-        return self.net(torch.cat((obs, action), -1).unsqueeze(0)).squeeze((0, -1))
+    def forward(self, obs: Tensor, action: Tensor, mean_discount: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns deviation and steps, each (B,); without `center` Qe and 0."""
+        output = self.net(torch.cat((obs, action), -1).expand(self.n, -1, -1)).squeeze(-1)
+        if self.n == 1:
+            return output[0], torch.zeros_like(output[0])
+        deviation, relative_steps = output
+        return deviation, mean_discount / (1 - mean_discount) * (1 + relative_steps)
+
+
+def running_mean(mean: Tensor, new: Tensor, tau: float) -> Tensor:
+    """Exponential running mean with rate tau. It starts at 0 and takes over the first value."""
+    return torch.where(mean == 0, new, mean.lerp(new, tau))
 
 
 def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, reward: Tensor, discount: Tensor,
@@ -174,7 +193,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, reward: Te
         y_q = reward + discount * next_q
         y_z = reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))
         # Variance-based adjustment: clipping and gradient scale follow each twin's mean sigma.
-        mean_sigma = torch.where(mean_sigma > 0, mean_sigma.lerp(sigma.mean(1), tau), sigma.mean(1))
+        mean_sigma = running_mean(mean_sigma, sigma.mean(1), tau)
         bound = 3 * mean_sigma.unsqueeze(1)
         y_z = y_z.clamp(q - bound, q + bound)  # (n, B)
         eps = 0.1
@@ -188,6 +207,14 @@ def pis(qe: Tensor, next_qe: Tensor, next_log_prob: Tensor, discount: Tensor) ->
     """PIS, policy introspection: loss of the entropy critic (TECRL Eq. 12-13); all arguments (B,)."""
     y_e = discount * (-next_log_prob + next_qe)  # [ours] one sample of the entropy, as in PIM and TUP
     return F.mse_loss(qe, y_e.detach())
+
+
+def pis_centered(deviation: Tensor, steps: Tensor, next_deviation: Tensor, next_steps: Tensor,
+                 next_log_prob: Tensor, discount: Tensor, mean_entropy: Tensor) -> Tensor:  # fmt: skip
+    """[ours] PIS of both parts of Qe = deviation + mean_entropy * steps; mean_entropy (), all others (B,)."""
+    deviation_loss = pis(deviation, next_deviation, next_log_prob + mean_entropy, discount)
+    steps_loss = pis(steps, next_steps, -torch.ones_like(discount), discount)  # an entropy of 1 per step
+    return deviation_loss + steps_loss
 
 
 def pim(q: Tensor, entropy: Tensor, alpha: Tensor) -> Tensor:
@@ -209,7 +236,7 @@ class Agent(nn.Module):
         action_dim = len(low)
         self.policy = Policy(obs_dim, low, high, args.hidden_width)
         self.critics = TwinCritics(obs_dim, action_dim, args.hidden_width)
-        self.entropy_critic = EntropyCritic(obs_dim, action_dim, args.hidden_width)
+        self.entropy_critic = EntropyCritic(obs_dim, action_dim, args.hidden_width, args.center_entropy)
         online = nn.ModuleList((self.policy, self.critics, self.entropy_critic))
         targets = copy.deepcopy(online).requires_grad_(False)
         self.target_policy, self.target_critics, self.target_entropy_critic = targets
@@ -217,7 +244,8 @@ class Agent(nn.Module):
         self.target_weights = [*targets.parameters()]
         self.critic_weights = [*self.critics.parameters(), *self.entropy_critic.parameters()]
         self.register_buffer("mean_sigma", torch.zeros(self.critics.n))
-        self.register_buffer("shift", torch.tensor(0.0))  # added to Qe by --center-entropy
+        self.register_buffer("mean_entropy", torch.tensor(0.0))  # both stay 0 without --center-entropy
+        self.register_buffer("mean_discount", torch.tensor(0.0))  # gamma (1 - d)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
         self.policy_weights = [*self.policy.parameters(), self.log_alpha]
         critics = {"params": self.critic_weights, "lr": args.critic_lr}
@@ -237,7 +265,7 @@ class Agent(nn.Module):
         """Updates the critics and, if `update_policy`, policy, alpha and targets. Returns tensors to log."""
         gradients, means, log = self.critic_gradients(batch)  # PEV, PIS
         self.descend(self.critic_weights, gradients)
-        torch._foreach_copy_((self.mean_sigma, self.shift), means)
+        torch._foreach_copy_((self.mean_sigma, self.mean_entropy, self.mean_discount), means)
         if not update_policy:
             return log
 
@@ -255,25 +283,35 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
             next_q, next_sigma = self.target_critics(batch.next_obs, next_action)
-            shift = self.shift
-            if self.args.center_entropy:  # [ours] the network learns deviations from the mean only
-                new = self.args.gamma / (1 - self.args.gamma) * -next_log_prob.mean()
-                shift = torch.where(shift == 0, new, shift.lerp(new, self.args.tau))
-            next_qe = self.target_entropy_critic(batch.next_obs, next_action) + shift
+            mean_entropy, mean_discount = self.mean_entropy, self.mean_discount
+            if self.args.center_entropy:
+                mean_entropy = running_mean(mean_entropy, -next_log_prob.mean(), self.args.tau)
+                mean_discount = running_mean(mean_discount, discount.mean(), self.args.tau)
+            next_deviation, next_steps = self.target_entropy_critic(
+                batch.next_obs, next_action, mean_discount
+            )
             if not self.args.res:  # ablation: the entropy of the next step is part of the reward
                 batch = batch._replace(reward=batch.reward - discount * self.log_alpha.exp() * next_log_prob)
 
         q, sigma = self.critics(batch.obs, batch.action)
-        qe = self.entropy_critic(batch.obs, batch.action) + shift
+        deviation, steps = self.entropy_critic(batch.obs, batch.action, mean_discount)
         noise = torch.randn_like(batch.reward)
         pev_loss, mean_sigma, target = pev(
             q, sigma, next_q, next_sigma, batch.reward, discount, noise, self.mean_sigma, tau=self.args.tau
         )
-        pis_loss = pis(qe, next_qe, next_log_prob, discount)
-        log = {"losses/pev": pev_loss, "losses/pis": pis_loss, "entropy/qe": qe}
+        if self.args.center_entropy:
+            pis_loss = pis_centered(
+                deviation, steps, next_deviation, next_steps, next_log_prob, discount, mean_entropy
+            )
+        else:
+            pis_loss = pis(deviation, next_deviation, next_log_prob, discount)
+        log = {"losses/pev": pev_loss, "losses/pis": pis_loss, "entropy/qe": deviation + mean_entropy * steps}
         log |= {"critic/q": q, "critic/sigma": sigma, "critic/target": target}
+        if self.args.center_entropy:
+            log["entropy/steps"] = steps
         log = {tag: value.detach() for tag, value in log.items()}
-        return torch.autograd.grad(pev_loss + pis_loss, self.critic_weights), (mean_sigma, shift), log
+        means = (mean_sigma, mean_entropy, mean_discount)
+        return torch.autograd.grad(pev_loss + pis_loss, self.critic_weights), means, log
 
     def policy_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """PIM and TUP, without side effects: gradients of `policy_weights`, tensors to log."""
@@ -281,7 +319,8 @@ class Agent(nn.Module):
         action, log_prob = self.policy(batch.obs, torch.randn_like(batch.action))  # reparameterized
         q, _ = self.critics(batch.obs, action)
         entropy = -log_prob
-        trajectory_entropy = entropy + self.entropy_critic(batch.obs, action) + self.shift
+        deviation, steps = self.entropy_critic(batch.obs, action, self.mean_discount)
+        trajectory_entropy = entropy + deviation + self.mean_entropy * steps
 
         pim_loss = pim(q, trajectory_entropy if self.args.res else entropy, alpha)
         tup_loss = tup(self.log_alpha, trajectory_entropy if self.args.tec else entropy, self.budget)

@@ -87,7 +87,7 @@ class Reference:
 
     def __init__(self, variant, agent):
         self.variant, self.log_alpha = variant, torch.tensor(LOG_ALPHA, dtype=torch.float64)
-        self.mean_sigma, self.mean_entropy, self.branches = None, None, {}
+        self.mean_sigma, self.mean_entropy, self.mean_discount, self.branches = None, None, None, {}
         self.networks = {
             name: [weight.detach().clone().requires_grad_() for weight in network.parameters()]
             for name, network in agent.named_children()
@@ -127,6 +127,11 @@ class Reference:
         """Outputs (n, B) of n critics: Q and, where they are distributional, sigma."""
         out = mlp(self.networks[name], torch.cat((obs, action), 1))
         return out[..., 0], (1 + out[..., -1].exp()).log()  # softplus
+
+    def entropy_parts(self, name, obs, action):
+        """deviation and steps; steps is learned relative to that of a process with the mean discount."""
+        (deviation, relative_steps), _ = self.values(name, obs, action)
+        return deviation, self.mean_discount / (1 - self.mean_discount) * (1 + relative_steps)
 
     def update(self, batch, noise, update_policy):
         """noise: the standard normal draws in the order of their use."""
@@ -175,17 +180,32 @@ class Reference:
             self.descend("critics", (q, grad_q), (sigma, grad_sigma))
 
         # PIS
-        shift = 0.0
-        if "entropy_critic" in networks:
-            if variant == "center_entropy":  # the mean of the entropy; the script keeps that of the shift
-                new, old = -next_log_prob.mean(), self.mean_entropy
-                self.mean_entropy = new if old is None else (1 - TAU) * old + TAU * new
-                shift = GAMMA / (1 - GAMMA) * self.mean_entropy
+        if variant == "center_entropy":
+            new_entropy, new_discount = -next_log_prob.mean(), discount.mean()
+            first = self.mean_entropy is None
+            self.mean_entropy = new_entropy if first else (1 - TAU) * self.mean_entropy + TAU * new_entropy
+            self.mean_discount = (
+                new_discount if first else (1 - TAU) * self.mean_discount + TAU * new_discount
+            )
+            next_deviation, next_steps = self.entropy_parts("target_entropy_critic", next_obs, next_action)
+            y_deviation = discount * (-next_log_prob - self.mean_entropy + next_deviation)
+            y_steps = discount * (1 + next_steps)
+            deviation, steps = self.entropy_parts("entropy_critic", obs, action)
+            self.descend(
+                "entropy_critic",
+                (deviation, 2 * (deviation - y_deviation) / B),
+                (steps, 2 * (steps - y_steps) / B),
+            )
+            self.log |= {"entropy/qe": deviation + self.mean_entropy * steps, "entropy/steps": steps}
+            self.log |= {
+                "losses/pis": ((deviation - y_deviation) ** 2).mean() + ((steps - y_steps) ** 2).mean()
+            }
+        elif "entropy_critic" in networks:
             (next_qe,), _ = self.values("target_entropy_critic", next_obs, next_action)
-            y_e = discount * (-next_log_prob + next_qe + shift)
+            y_e = discount * (-next_log_prob + next_qe)
             (qe,), _ = self.values("entropy_critic", obs, action)
-            self.descend("entropy_critic", (qe, 2 * (qe + shift - y_e) / B))
-            self.log |= {"entropy/qe": qe + shift, "losses/pis": ((qe + shift - y_e) ** 2).mean()}
+            self.descend("entropy_critic", (qe, 2 * (qe - y_e) / B))
+            self.log |= {"entropy/qe": qe, "losses/pis": ((qe - y_e) ** 2).mean()}
         if not update_policy:
             return
 
@@ -204,8 +224,12 @@ class Reference:
             pairs = [(q, -smaller / B), (log_prob, torch.full_like(log_prob, alpha / B))]
             maximized = constrained = entropy = -log_prob
             if "entropy_critic" in networks:
-                (qe,), _ = self.values("entropy_critic", obs, new_action)
-                self.log["entropy/trajectory"] = trajectory_entropy = entropy + qe + shift
+                if variant == "center_entropy":
+                    deviation, steps = self.entropy_parts("entropy_critic", obs, new_action)
+                    qe = deviation + self.mean_entropy * steps
+                else:
+                    (qe,), _ = self.values("entropy_critic", obs, new_action)
+                self.log["entropy/trajectory"] = trajectory_entropy = entropy + qe
                 if variant != "no_tec_no_res":
                     pairs.append((qe, torch.full_like(qe, -alpha / B)))
                     maximized = trajectory_entropy

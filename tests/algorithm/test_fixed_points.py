@@ -3,6 +3,7 @@ policy, with P(s, a; s', a') the transition matrix without terminal transitions,
 expectation over a' ~ pi(.|s'):
 
   PIS             Qe = gamma P_s (H + E_a' Qe)          -> Qe = (I - gamma P)^-1 gamma P_s H
+  PIS, centered   Qe = deviation + m steps, deviation and steps as Qe with H - m and 1 instead of H, for any m
   PEV, separated  Q  = r + gamma P Q                    -> Q  = (I - gamma P)^-1 r
   PEV, entangled  Q  = r + gamma P_s (alpha H + E_a' Q) -> Q  = (I - gamma P)^-1 (r + alpha gamma P_s H)
 
@@ -10,6 +11,8 @@ In test_target_is_the_bellman_operator, critics are tables in float64. A batch c
 (s', a') of each (s, a) once, so that its mean is an exact expectation. Targets are computed back from the gradients of
 the scripts' own losses.
 """
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,8 +48,8 @@ class Process:
         # Probabilities (S, A, S), without terminal transitions
         transition = (np.eye(S)[next_states] * ~terminated[..., None]).mean(2)
         self.P = np.einsum("ijk,kl->ijkl", transition, policy).reshape(self.size, self.size)
-        entropy = -np.sum(policy * np.log(np.where(policy > 0, policy, 1)), axis=1)
-        self.next_entropy = (transition @ entropy).ravel()
+        self.entropy = -np.sum(policy * np.log(np.where(policy > 0, policy, 1)), axis=1)
+        self.next_entropy = (transition @ self.entropy).ravel()
         self.mean_reward = rewards.mean(2).ravel()
 
     def target_without_critic(self, case, gamma):
@@ -115,3 +118,65 @@ def test_target_is_the_bellman_operator(case, seed, gamma, p_terminal):
     assert distance(*images) <= gamma * distance(first, second) + 1e-11
     solution = np.broadcast_to(process.fixed_point(case, gamma), first.shape)
     assert distance(measured_target(case, process, gamma, solution), solution) < 1e-9
+
+
+class CenteredPIS:
+    """The mean targets of `pis_centered` on a process, computed back from its gradient."""
+
+    def __init__(self, process, gamma, mean_entropy):
+        self.process, self.gamma = process, gamma
+        self.mean_entropy = torch.tensor(mean_entropy, dtype=torch.float64)
+
+    def targets(self, deviation, steps):
+        """Tables (S * A,) -> E[y | s, a] of both, each (S * A,)."""
+        process = self.process
+        values = torch.zeros(2, process.size, dtype=torch.float64, requires_grad=True)
+        now = values[:, process.entry]
+        following = torch.from_numpy(np.stack((deviation, steps)))[:, process.next_entry]
+        discount = self.gamma * (1 - process.terminated)
+        loss = dsac_e.pis_centered(*now, *following, process.next_log_prob, discount, self.mean_entropy)
+        (gradient,) = torch.autograd.grad(loss, values)
+        return -gradient.numpy() * process.size / 2
+
+    def fixed_point(self):
+        """By iteration, to 1e-12 for gamma <= 0.9."""
+        tables = np.zeros((2, self.process.size))
+        for _ in range(300):
+            tables = self.targets(*tables)
+        return tables
+
+
+@pytest.mark.parametrize("mean_entropy", [-50.0, 0.0, 3.0])
+@pytest.mark.parametrize("p_terminal", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_centering_has_the_same_fixed_point_for_every_mean_entropy(seed, p_terminal, mean_entropy):
+    """deviation + m * steps = Qe for every m; steps = (I - gamma P)^-1 gamma P_s 1, the discounted number of steps
+    that follow; and H + Qe lies between the lowest and the highest entropy, times 1 + steps.
+    """
+    process, gamma = Process(seed, p_terminal), 0.9
+    deviation, steps = CenteredPIS(process, gamma, mean_entropy).fixed_point()
+    qe = deviation + mean_entropy * steps
+    assert distance(qe, process.fixed_point("pis", gamma)) < 1e-9
+    survival = gamma * process.P.sum(1)
+    assert distance(steps, np.linalg.solve(np.eye(process.size) - gamma * process.P, survival)) < 1e-9
+    low, high = process.entropy.min(), process.entropy.max()
+    trajectory_entropy = np.repeat(process.entropy, process.size // len(process.entropy)) + qe
+    assert (trajectory_entropy > low * (1 + steps) - 1e-9).all()
+    assert (trajectory_entropy < high * (1 + steps) + 1e-9).all()
+
+
+def test_steps_of_episodes_of_known_length():
+    """After the k-th last step of an episode k - 1 steps follow: gamma + ... + gamma^(k - 1); if an episode does
+    not terminate, gamma / (1 - gamma).
+    """
+    gamma = 0.9
+    process = SimpleNamespace(  # states 3 -> 2 -> 1 -> 0 -> terminal, and 4 -> 4
+        size=5,
+        entry=torch.arange(5),
+        next_entry=torch.tensor([0, 0, 1, 2, 4]),
+        terminated=torch.tensor([1.0, 0, 0, 0, 0]).double(),
+        next_log_prob=torch.zeros(5).double(),
+    )
+    _, steps = CenteredPIS(process, gamma, -7.0).fixed_point()
+    expected = [0, gamma, gamma + gamma**2, gamma + gamma**2 + gamma**3, gamma / (1 - gamma)]
+    assert steps == pytest.approx(np.array(expected))

@@ -16,7 +16,8 @@ import torch
 from reference import DEVICES, SCRIPTS, VARIANTS, B, make_agent, make_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-TRAINED = {"pev": {"q", "sigma"}, "pis": {"qe"}, "pim": {"q", "entropy"}, "tup": {"log_alpha"}}
+TRAINED = {"pev": {"q", "sigma"}, "pis": {"qe"}, "pis_centered": {"deviation", "steps"}, "pim": {"q", "entropy"},
+           "tup": {"log_alpha"}}  # fmt: skip
 STEPS = [(script, step) for script in SCRIPTS for step in TRAINED if hasattr(SCRIPTS[script], step)]
 
 
@@ -26,7 +27,7 @@ def test_gradients_of_each_step(script, step):
     function = getattr(SCRIPTS[script], step)
     numbers = {"tau": 0.1, "budget": torch.tensor(-2.0), "h0": torch.tensor(-2.0)}
     shapes = dict.fromkeys(("q", "sigma", "next_q", "next_sigma"), (2, B))
-    shapes |= {"alpha": (), "log_alpha": (), "mean_sigma": (2,)}
+    shapes |= {"alpha": (), "log_alpha": (), "mean_entropy": (), "mean_sigma": (2,)}
     names = function.__annotations__.keys() - {"return"}
     inputs = {name: torch.rand(shapes.get(name, B), requires_grad=True) for name in names - numbers.keys()}
     result = function(**inputs, **{name: numbers[name] for name in names & numbers.keys()})

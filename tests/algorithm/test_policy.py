@@ -126,3 +126,17 @@ def test_fresh_agent(script):
             source = online[name.removeprefix("target_")]
             assert torch.equal(weight, source) and weight.data_ptr() != source.data_ptr()
             assert source.requires_grad and not weight.requires_grad
+
+
+def test_fresh_entropy_critic_counts_the_steps_of_the_mean_discount():
+    """`steps` of --center-entropy is gamma / (1 - gamma) if no episode terminates. Without it, a plain network."""
+    obs, action, discount = torch.randn(5, 3), torch.randn(5, 2), torch.tensor(0.75)
+    deviation, steps = dsac_e.EntropyCritic(3, 2, 8, center=True)(obs, action, discount)
+    assert (steps == 3).all() and deviation.std() > 0
+    torch.manual_seed(0)
+    critic = dsac_e.EntropyCritic(3, 2, 8)
+    torch.manual_seed(0)
+    net = dsac_e.mlp(1, 5, 1, 8)
+    assert all(torch.equal(*weights) for weights in zip(critic.parameters(), net.parameters(), strict=True))
+    qe, steps = critic(obs, action, discount)
+    assert torch.equal(qe, net(torch.cat((obs, action), 1)[None])[0, :, 0]) and not steps.any()

@@ -4,7 +4,7 @@
 
 so alpha falls while the entropy exceeds its budget and rises while it is below. Single-step constraints
 (DSAC-T, SAC, --no-tec) use mean[-log pi] and rho * H0. The response of Qe to a uniform change of entropy has
-the time constant policy_delay / (tau (1 - gamma)) updates, with --center-entropy 1 / tau.
+the time constant policy_delay / (tau (1 - gamma)) updates, with --center-entropy 1 / tau, also where episodes terminate.
 """
 
 import math
@@ -121,16 +121,29 @@ def test_log_alpha_stays_within_bounds_and_recovers(script, bound):
     assert abs(path[79] - path[119]) == pytest.approx(40 * args.alpha_lr, rel=0.05)
 
 
-class Scalar(nn.Module):
-    """A policy of entropy h (its action is h), or an entropy critic of one number."""
+class TablePolicy(nn.Module):
+    """A policy with the entropy h in every state; its action is h."""
 
-    def __init__(self, value, is_policy):
+    def __init__(self, h):
         super().__init__()
-        self.value, self.is_policy = nn.Parameter(torch.tensor(value, dtype=torch.float64)), is_policy
+        self.h = nn.Parameter(torch.tensor(h, dtype=torch.float64))
 
     def forward(self, obs, _):
-        value = self.value.expand(len(obs))
-        return (value.unsqueeze(1), -value) if self.is_policy else value
+        h = self.h.expand(len(obs))
+        return h.unsqueeze(1), -h
+
+
+class TableEntropyCritic(nn.Module):
+    """EntropyCritic with a number for each state instead of a network; states are one-hot observations."""
+
+    def __init__(self, deviation, relative_steps):
+        super().__init__()
+        self.deviation = nn.Parameter(torch.tensor(deviation, dtype=torch.float64))
+        self.relative_steps = torch.tensor(relative_steps, dtype=torch.float64)
+
+    def forward(self, obs, action, mean_discount):
+        steps = mean_discount / (1 - mean_discount) * (1 + obs @ self.relative_steps)
+        return obs @ self.deviation, steps
 
 
 class Parabola(nn.Module):
@@ -141,41 +154,53 @@ class Parabola(nn.Module):
         return torch.stack([q, q + 1]), torch.ones_like(q).expand(2, -1)
 
 
-def one_state_agent(center_entropy, gamma, tau, h, qe, policy_lr, alpha_lr):
-    """A real dsac_e.Agent on a process of a single state without end. The networks are numbers; gradient
-    descent sets Qe to its target in one step. Qe, with centering the shift, starts at qe.
+def table_agent(center_entropy, gamma, tau, h, qe, terminated=(0,), policy_lr=0.0, alpha_lr=0.0):
+    """A real dsac_e.Agent on states that never change; in some the episode terminates at once. Gradient descent
+    sets Qe of each state to its target in one step. With centering, `steps` is known and does not learn.
     """
     args = dsac_e.Args(env_id="Ant-v4", gamma=gamma, tau=tau, hidden_width=2, center_entropy=center_entropy)
-    agent = dsac_e.Agent(args, 1, -np.ones(1), np.ones(1)).double()
-    net = 0.0 if center_entropy else qe
-    agent.policy, agent.target_policy = Scalar(h, True), Scalar(h, True)
-    agent.entropy_critic, agent.target_entropy_critic = Scalar(net, False), Scalar(net, False)
+    n, terminated = len(terminated), torch.tensor(terminated).double()
+    agent = dsac_e.Agent(args, n, -np.ones(1), np.ones(1)).double()
+    steps = gamma / (1 - gamma) * (1 - terminated)
+    mean_discount = (gamma * (1 - terminated)).mean()
+    relative_steps = steps * (1 - mean_discount) / mean_discount - 1
+    deviation = [0.0] * n if center_entropy else (qe * (1 - terminated)).tolist()
+    agent.policy, agent.target_policy = TablePolicy(h), TablePolicy(h)
+    agent.entropy_critic = TableEntropyCritic(deviation, relative_steps.tolist())
+    agent.target_entropy_critic = TableEntropyCritic(deviation, relative_steps.tolist())
     agent.critics = agent.target_critics = Parabola()
-    agent.shift.fill_(qe if center_entropy else 0.0)
-    agent.critic_weights = [agent.entropy_critic.value]
-    agent.policy_weights = [agent.policy.value, agent.log_alpha]
-    agent.online_weights = [agent.policy.value, agent.entropy_critic.value]
-    agent.target_weights = [agent.target_policy.value.detach(), agent.target_entropy_critic.value.detach()]
-    rates = zip((*agent.critic_weights, *agent.policy_weights), (0.5, policy_lr, alpha_lr), strict=True)
+    if center_entropy:
+        agent.mean_entropy.fill_(qe / steps.max())
+        agent.mean_discount.fill_(mean_discount)
+    agent.critic_weights = [agent.entropy_critic.deviation]
+    agent.policy_weights = [agent.policy.h, agent.log_alpha]
+    agent.online_weights = [agent.policy.h, agent.entropy_critic.deviation]
+    agent.target_weights = [agent.target_policy.h.detach(), agent.target_entropy_critic.deviation.detach()]
+    rates = zip((*agent.critic_weights, *agent.policy_weights), (0.5 * n, policy_lr, alpha_lr), strict=True)
     agent.optimizer = torch.optim.SGD([{"params": [weight], "lr": lr} for weight, lr in rates], 0.0)
-    zeros = torch.zeros(2, 1, dtype=torch.float64)
-    return agent, dsac_e.Batch(zeros, zeros, zeros[:, 0], zeros, zeros[:, 0])
+    states, zeros = torch.eye(n).double(), torch.zeros(n).double()
+    return agent, dsac_e.Batch(states, zeros.unsqueeze(1), zeros, states, terminated)
 
 
+@pytest.mark.parametrize("terminated", [(0,), (0, 1, 1, 1)], ids=["endless", "most episodes terminate"])
 @pytest.mark.parametrize("center_entropy", [False, True])
-def test_time_constant_of_the_entropy_critic(center_entropy):
-    """A step of the policy's entropy from -1 to -2 with gamma = 0.95, tau = 0.05, policy_delay = 2: Qe covers
-    1 - 1/e of its way from -19 to -38 in 2 * 20 / 0.05 = 800 updates, with --center-entropy in 1 / 0.05 = 20.
+def test_time_constant_of_the_entropy_critic(center_entropy, terminated):
+    """A step of the policy's entropy from -1 to -2 with gamma = 0.95, tau = 0.05, policy_delay = 2: in a state
+    without end Qe covers 1 - 1/e of its way from -19 to -38 in 2 * 20 / 0.05 = 800 updates, with --center-entropy
+    in 1 / 0.05 = 20. Where the episode terminates, Qe is 0 all the time.
     """
-    agent, batch = one_state_agent(center_entropy, 0.95, 0.05, -1.0, -19.0, policy_lr=0.0, alpha_lr=0.0)
+    agent, batch = table_agent(center_entropy, 0.95, 0.05, -1.0, -19.0, terminated)
     for update in range(10):
         log = agent.update(batch, update % 2 == 0)
-    assert log["entropy/qe"].mean().item() == pytest.approx(-19)  # an equilibrium
+    at_equilibrium = torch.tensor([-19.0 * (1 - end) for end in terminated]).double()
+    torch.testing.assert_close(log["entropy/qe"], at_equilibrium, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
-        agent.policy.value.fill_(-2.0)
-        agent.target_policy.value.fill_(-2.0)
+        agent.policy.h.fill_(-2.0)
+        agent.target_policy.h.fill_(-2.0)
     update, threshold = 0, -19 - 19 * (1 - 1 / math.e)
-    while agent.update(batch, update % 2 == 0)["entropy/qe"].mean() > threshold and update < 2000:
+    while log["entropy/qe"][0] > threshold and update < 2000:
+        log = agent.update(batch, update % 2 == 0)
+        assert log["entropy/qe"][1:].abs().sum() < 1e-5
         update += 1
     assert update == pytest.approx(20 if center_entropy else 800, rel=0.2)
 
@@ -188,14 +213,14 @@ def test_closed_loop_meets_the_budget_and_centering_reduces_the_overshoot():
     overshoot = []
     for center_entropy in (False, True):
         start = {"h": 2 * math.e - 3, "qe": 0.0}
-        agent, batch = one_state_agent(center_entropy, 0.9, 0.2, **start, policy_lr=2.0, alpha_lr=0.002)
+        agent, batch = table_agent(center_entropy, 0.9, 0.2, **start, policy_lr=2.0, alpha_lr=0.002)
         path = []
         for update in range(1200):
             log = agent.update(batch, update % 2 == 0)
             path.append(agent.log_alpha.item())
             if update % 2 == 0:
                 trajectory_entropy = log["entropy/trajectory"].mean().item()
-        assert agent.policy.value.item() == pytest.approx(-1, abs=5e-3)
+        assert agent.policy.h.item() == pytest.approx(-1, abs=5e-3)
         assert trajectory_entropy == pytest.approx(-10, abs=5e-2)
         assert path[-1] == pytest.approx(0, abs=5e-3)
         overshoot.append(-min(path))

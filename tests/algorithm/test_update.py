@@ -53,6 +53,9 @@ def test_update_equals_the_reference(variant, device, monkeypatch):
             assert_same(agent.log_alpha, reference.log_alpha, "log_alpha")
         if reference.mean_sigma is not None:
             assert_same(agent.mean_sigma, reference.mean_sigma.squeeze(1), "mean_sigma")
+        if reference.mean_entropy is not None:
+            assert_same(agent.mean_entropy, reference.mean_entropy, "mean_entropy")
+            assert_same(agent.mean_discount, reference.mean_discount, "mean_discount")
         for tag, value in reference.log.items():
             assert_same(log[tag].squeeze(0), value, tag)  # the target is (1, B)
 

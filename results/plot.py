@@ -1,15 +1,18 @@
-"""Draws figures and writes the results table from the runs of dsac_e.py, dsac_t.py, sac.py and td3.py.
+"""Draws figures from the runs of dsac_e.py, dsac_t.py, sac.py and td3.py, and saves their curves.
 
     python results/plot.py runs --out plots                    all runs in a directory, at any depth
-    python results/plot.py results/*_*M.csv.gz --out plots     the same figures from saved curves
+    python results/plot.py results/ant_2M.csv.gz --out plots   the same figures from saved curves
 
 Lines are means over seeds up to where the first seed ends, bands are 95% bootstrap intervals of the mean.
+They are named by the algorithm, by the arguments in NAMED that are not the scripts' defaults, and by other
+arguments in which runs of the same task and algorithm differ.
 """
 
 import csv
 import gzip
 import itertools
 import logging
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -25,11 +28,13 @@ logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns about every
 from matplotlib import pyplot as plt
 
 NAMES = {"dsac_e": "DSAC-E", "dsac_t": "DSAC-T", "sac": "SAC", "td3": "TD3"}
+NAMED = {"tec": True, "res": True, "center_entropy": False, "hidden_width": 256}  # with their defaults
 SHARED = ["env_id", "seed", "total_timesteps", "device", "compile", "run_dir", "evaluate", "capture_video"]
 SHARED += ["eval_interval", "eval_episodes", "checkpoint_interval"]  # may differ within a line
 RETURN, BUDGET = "eval/episodic_return", "entropy/budget"
 POLICY, TRAJECTORY = "entropy/policy_mean", "entropy/trajectory_mean"
-TAGS = (RETURN, "losses/alpha", POLICY, TRAJECTORY, BUDGET, "critic/target_mean", "critic/target_std")
+STEPS = "entropy/steps_mean"  # with --center-entropy
+TAGS = (RETURN, "losses/alpha", POLICY, TRAJECTORY, BUDGET, STEPS, "critic/target_mean", "critic/target_std")
 STYLES = [("#000000", "-", "o"), ("#d55e00", "--", "s"), ("#0072b2", "-.", "^"), ("#56b4e9", ":", "D"),
           ("#009e73", "-", "v"), ("#cc79a7", "--", "P"), ("#e69f00", "-.", "X")]  # fmt: skip
 
@@ -57,36 +62,75 @@ def read_run(run_dir: Path) -> tuple[dict, dict]:
     return run, curves
 
 
-def read(paths: list[Path]) -> dict:
-    """{(task, line, tag): {seed: [(step, value), ...]}}; line: algorithm and the arguments that differ."""
-    curves = defaultdict(lambda: defaultdict(list))
-    if all(path.is_file() for path in paths):
-        for path in paths:
-            with gzip.open(path, "rt", newline="") as file:
-                for task, line, seed, tag, step, value in [*csv.reader(file)][1:]:
-                    curves[task, line, tag][int(seed)].append((int(step), float(value)))
-        return curves
+def line_name(run: dict, alike: list[dict]) -> str:
+    """Name of the line of a run; `alike`: all runs with its task and algorithm."""
+    line = NAMES[run["algorithm"]]
+    for name in [*NAMED, *(name for name in run if name not in NAMED)]:
+        value = run.get(name, NAMED.get(name))
+        if name in NAMED:  # also if all runs have it: they may be compared with saved curves
+            shown = value != NAMED[name]
+        else:
+            shown = name not in SHARED and len({str(other.get(name)) for other in alike}) > 1
+        if not shown:
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            line += f" --{option}" if value else f" --no-{option}"
+        else:
+            line += f" --{option} {value:.4g}" if isinstance(value, float) else f" --{option} {value}"
+    return line
+
+
+def width(line: str) -> int:
+    """Hidden units of the runs of a line."""
+    named = re.search(r"--hidden-width (\d+)", line)
+    return int(named[1]) if named else NAMED["hidden_width"]
+
+
+def read_runs(paths: list[Path]) -> dict:
+    """{(task, line, seed, source): {tag: [(step, value), ...]}} of the run directories below the paths."""
     runs = []
     for run_dir in sorted({file.parent for path in paths for file in path.rglob("events.out.tfevents*")}):
         try:
             runs.append((run_dir, *read_run(run_dir)))
         except ValueError as error:
             print(f"note: {run_dir} is left out: {error}", file=sys.stderr)
-    if not runs:
-        sys.exit(f"no run in {', '.join(map(str, paths))} can be drawn")
+    named = {}
     for run_dir, run, points in runs:
         alike = [r for _, r, _ in runs if (r["env_id"], r["algorithm"]) == (run["env_id"], run["algorithm"])]
-        line = NAMES[run["algorithm"]]
-        for name, value in run.items():
-            varies = name not in SHARED and len({str(other.get(name)) for other in alike}) > 1
-            value = f"{value:.4g}" if isinstance(value, float) else value
-            if name in ("tec", "res"):
-                line += "" if value else f" --no-{name}"
-            elif varies and value is not False:
-                line += f" --{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        named[run["env_id"], line_name(run, alike), run["seed"], run_dir] = points
+    return named
+
+
+def read_saved(path: Path) -> dict:
+    """The same from a curves.csv.gz."""
+    runs = defaultdict(lambda: defaultdict(list))
+    try:
+        with gzip.open(path, "rt", newline="") as file:
+            for task, line, seed, tag, step, value in [*csv.reader(file)][1:]:
+                runs[task, line, int(seed), path][tag].append((int(step), float(value)))
+    except (OSError, EOFError, ValueError) as error:
+        sys.exit(f"{path} has no saved curves: {error}")
+    return runs
+
+
+def read(paths: list[Path]) -> dict:
+    """{(task, line, tag): {seed: [(step, value), ...]}} of saved curves (files) and runs (directories)."""
+    runs = {}
+    for path in paths:
+        if path.is_file():
+            runs.update(read_saved(path))
+    runs.update(read_runs([path for path in paths if not path.is_file()]))
+    if not runs:
+        sys.exit(f"no run in {', '.join(map(str, paths))} can be drawn")
+    curves, sources = defaultdict(dict), {}
+    for (task, line, seed, source), points in runs.items():
+        first = sources.setdefault((task, line, seed), source)
+        if first != source:
+            print(f"note: {source} is left out: {first} has seed {seed} of {task}, {line}", file=sys.stderr)
+            continue
         for tag, curve in points.items():
-            if curves[run["env_id"], line, tag].setdefault(run["seed"], curve) is not curve and tag == RETURN:
-                print(f"note: {run_dir} is left out: another run has its arguments and seed", file=sys.stderr)
+            curves[task, line, tag][seed] = curve
     return curves
 
 
@@ -126,7 +170,7 @@ def figure(curves: dict, lines: list[str], rows: list[tuple[str, str, str]], pat
             bound = curves.get((task, line, BUDGET))
             if bound and tag == (TRAJECTORY if "DSAC-E" in line and "--no-tec" not in line else POLICY):
                 level, (low, high) = next(iter(bound.values()))[-1][1], panel.dataLim.intervaly
-                if level > low - 5 * (high - low):  # otherwise the curves would be flat
+                if level > low - (high - low):  # otherwise the curves would be flat
                     panel.axhline(level, color="gray", linewidth=1, linestyle=":", label="entropy budget")
         panel.set(title=task, ylabel=label, xlabel="environment steps", yscale=scale)
         end = max(1, *(last for key, last in ends.items() if key[0] == task))
@@ -141,21 +185,10 @@ def figure(curves: dict, lines: list[str], rows: list[tuple[str, str, str]], pat
     key = {label: h for p in fig.axes for h, label in zip(*p.get_legend_handles_labels(), strict=True)}
     fig.legend(key.values(), key, loc="outside lower center", ncols=columns + (max(map(len, key)) < 36))
     caption = f"mean and 95% bootstrap interval; seeds per line: {' or '.join(map(str, sorted(counts)))}"
-    fig.suptitle(f"{caption}\n{max(ends.values()) / 1e6:.3g}M environment steps (paper: 30M)", fontsize=9)
+    caption += f"\nup to {max(ends.values()) / 1e6:.3g}M environment steps (paper: 30M), "
+    caption += " or ".join(map(str, sorted({width(line) for _, line, _ in curves}))) + " hidden units"
+    fig.suptitle(caption, fontsize=9)
     fig.savefig(path, dpi=130)
-
-
-def table(curves: dict, lines: list[str]) -> str:
-    """Markdown: mean return in the last tenth of the steps [95% interval] (seeds x steps)."""
-    rows = [["task", *lines], ["---"] * (1 + len(lines))]
-    for task in dict.fromkeys(task for task, _, _ in curves):
-        rows.append([task] + [""] * len(lines))
-        for i in [i for i, line in enumerate(lines) if (task, line, RETURN) in curves]:
-            steps, values = over_seeds(curves[task, lines[i], RETURN])
-            final = values[:, steps >= 0.9 * steps[-1]].mean(1, keepdims=True)
-            span = " [{:.0f}, {:.0f}]".format(*np.ravel(interval(final))) if len(final) > 1 else ""
-            rows[-1][i + 1] = f"{final.mean():.0f}{span} ({len(final)} x {steps[-1] / 1000:.0f}k)"
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def main(paths: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),), out: Path = Path("plots")):
@@ -168,12 +201,10 @@ def main(paths: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),), out: P
     figure(curves, lines, rows, out / "temperature.png")
     rows = [("critic/target_mean", "target mean", "linear"), ("critic/target_std", "target std", "log")]
     figure(curves, lines, rows, out / "targets.png")
-    (out / "results.md").write_text(results := table(curves, lines))
     rows = [(task, line, seed, tag, *point) for (task, line, tag), seeds in curves.items()
             for seed, curve in seeds.items() for point in curve]  # fmt: skip
     with gzip.open(out / "curves.csv.gz", "wt", newline="") as file:
         csv.writer(file).writerows([("task", "line", "seed", "tag", "step", "value"), *rows])
-    print(results, end="")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def describe(run_dir: Path) -> list[str]:
     if saved["algorithm"] != "dsac_e":
         return [*row, "", ""]
     some, action = many[::SAMPLES], action[::SAMPLES].requires_grad_()
-    qe = agent.entropy_critic(some, action)
+    deviation, steps = agent.entropy_critic(some, action, agent.mean_discount)
+    qe = deviation + agent.mean_entropy * steps
     q = agent.critics(some, action)[0].amin(0)
     by_qe, by_q = (torch.autograd.grad(value.sum(), action)[0].norm(dim=1).mean().item() for value in (qe, q))
     correlation = torch.corrcoef(torch.stack((entropy, qe.detach())))[0, 1].item()

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ALGORITHM = "dsac_t"
+LOG_STD_MIN, LOG_STD_MAX = -20, 0.5  # of the Gaussian policy before the squash
 
 
 @dataclass
@@ -51,9 +51,11 @@ class Args:
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # transitions in the replay buffer
     learning_starts: int = 10_000  # environment steps with the initial policy before the first update
-    num_envs: int = 20  # number of environments; one update per vector step
+    num_envs: int = 20  # number of environments; a vector step is one step of each
+    updates_per_step: int = 1  # updates per vector step
     total_timesteps: int = 30_000_000  # environment steps of the run
     seed: int = 0  # seed of weights, noise, replay and environments
+    env_threads: int | None = None  # threads that step environments; default: idle cores for MuJoCo, else 0
     device: str = "auto"  # torch device of networks and replay buffer; auto: CUDA if available
     compile: bool = True  # compile the update with torch.compile (skipped in short runs)
     eval_interval: int = 50_000  # environment steps between evaluations
@@ -79,9 +81,9 @@ class StackedLinear(nn.Module):
 
     def __init__(self, n: int, fan_in: int, fan_out: int):
         super().__init__()
-        bound = fan_in**-0.5
-        self.weight = nn.Parameter(torch.empty(n, fan_out, fan_in).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
+        limit = fan_in**-0.5  # that of nn.Linear
+        self.weight = nn.Parameter(torch.empty(n, fan_out, fan_in).uniform_(-limit, limit))
+        self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-limit, limit))
 
     def forward(self, x: Tensor) -> Tensor:
         # Both transposes give the weight's gradient the memory layout of the weight, which avoids a copy.
@@ -90,8 +92,10 @@ class StackedLinear(nn.Module):
 
 def mlp(n: int, inputs: int, outputs: int, width: int) -> nn.Sequential:
     """n independent networks with three hidden GELU layers: (n, B, inputs) -> (n, B, outputs)."""
-    hidden = [layer for dim in (inputs, width, width) for layer in (StackedLinear(n, dim, width), nn.GELU())]
-    return nn.Sequential(*hidden, StackedLinear(n, width, outputs))
+    layers = []
+    for fan_in in (inputs, width, width):
+        layers += [StackedLinear(n, fan_in, width), nn.GELU()]
+    return nn.Sequential(*layers, StackedLinear(n, width, outputs))
 
 
 class Policy(nn.Module):
@@ -107,7 +111,7 @@ class Policy(nn.Module):
     def forward(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """obs (B, S), standard normal noise (B, A) -> action (B, A), log pi(action|obs) (B,) in nats."""
         mu, log_std = self.net(obs.unsqueeze(0)).squeeze(0).chunk(2, dim=-1)
-        log_std = log_std.clamp(-20, 0.5)
+        log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
         # log |d action / d u|: the density is per unit of the environment's own action, and so is H0.
@@ -119,8 +123,13 @@ class Policy(nn.Module):
     def act(self, obs: np.ndarray, deterministic: bool = False) -> np.ndarray:
         """obs (n, S) -> action (n, A): a sample, or the squashed mean if deterministic."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.center.device)
-        draw = torch.zeros if deterministic else torch.randn
-        return self(obs, draw(len(obs), len(self.center), device=obs.device))[0].cpu().numpy()
+        if obs.dim() != 2:
+            raise ValueError(f"act() takes observations of shape (n, S), not {tuple(obs.shape)}")
+        noise = torch.zeros(len(obs), len(self.center), device=obs.device)
+        if not deterministic:
+            noise.normal_()
+        action, _ = self(obs, noise)
+        return action.cpu().numpy()
 
 
 class TwinCritics(nn.Module):
@@ -137,6 +146,11 @@ class TwinCritics(nn.Module):
         return q, F.softplus(raw_sigma)
 
 
+def running_mean(mean: Tensor, new: Tensor, tau: float) -> Tensor:
+    """Exponential running mean with rate tau. A mean of 0 has no value yet and becomes the new one."""
+    return torch.where(mean == 0, new, mean.lerp(new, tau))
+
+
 def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_prob: Tensor, alpha: Tensor,
         reward: Tensor, discount: Tensor, noise: Tensor, mean_sigma: Tensor, tau: float
         ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -145,7 +159,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
     q, sigma at (s, a) and next_q, next_sigma of the target critics at (s', a'), each (n, B); next_log_prob of
     a', reward, standard normal noise, discount = gamma (1 - d), each (B,); alpha (); mean_sigma (n,): running
     mean of sigma, initially 0.
-    Returns a surrogate loss (only its gradient is meaningful), the new mean_sigma, the target of Q (1, B).
+    Returns a loss that is only meaningful for its gradient, the new mean_sigma, the target of Q (1, B).
     """
     with torch.no_grad():
         # Twin value distributions: the target is the twin with the smaller mean.
@@ -153,12 +167,15 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
         next_q = next_q.gather(0, k) - alpha * next_log_prob  # (1, B)
         next_sigma = next_sigma.gather(0, k)
         # Expected value substitution: Q follows the expected target, only sigma follows a sampled one.
-        y_q = reward + discount * next_q
-        y_z = reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))
-        # Variance-based adjustment: clipping and gradient scale follow each twin's mean sigma.
-        mean_sigma = torch.where(mean_sigma > 0, mean_sigma.lerp(sigma.mean(1), tau), sigma.mean(1))
-        bound = 3 * mean_sigma.unsqueeze(1)
-        y_z = y_z.clamp(q - bound, q + bound)  # (n, B)
+        y_q = reward + discount * next_q  # expected target
+        y_z = reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))  # sampled target
+        mean_sigma = running_mean(mean_sigma, sigma.mean(1), tau)
+        clip_range = 3 * mean_sigma.unsqueeze(1)
+        y_z = y_z.clamp(q - clip_range, q + clip_range)  # (n, B)
+        # The negative log-likelihood of a target y under N(q, sigma^2) has the gradients
+        #   d/dq = -(y - q) / sigma^2,    d/dsigma = -((y - q)^2 - sigma^2) / sigma^3.
+        # Refinement 1: d/dq takes the expected target, which has less variance. Refinement 2: d/dsigma takes
+        # the clipped sample. Refinement 3: mean_sigma^2 cancels the scale of the rewards. eps avoids 1 / 0.
         eps = 0.1
         scale = mean_sigma.square().unsqueeze(1) + eps
         q_gradient = -scale * (y_q - q) / (sigma**2 + eps)
@@ -177,7 +194,9 @@ def tup(log_alpha: Tensor, entropy: Tensor, h0: Tensor) -> Tensor:
 
 
 class Agent(nn.Module):
-    """Networks, temperature and optimizer, and the order in which they are updated."""
+    """Networks, temperature and optimizer; `update` is one update of DSAC-T."""
+
+    compiled = ("pev_gradients", "pim_tup_gradients")  # where the time goes; without side effects
 
     def __init__(self, args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray):
         super().__init__()
@@ -198,29 +217,31 @@ class Agent(nn.Module):
         policy = {"params": self.policy.parameters(), "lr": args.policy_lr}
         alpha = {"params": self.log_alpha, "lr": args.alpha_lr}
         self.optimizer = torch.optim.Adam([critics, policy, alpha], fused=True)
+        budget = -float(action_dim)  # H0
         highest = np.log(high - low).sum()  # entropy of the uniform policy
-        if -action_dim >= highest:
-            raise ValueError(f"entropy budget {-action_dim} > maximum {highest:g}: use RescaleAction")
-        self.register_buffer("budget", torch.tensor(-float(action_dim)), persistent=False)
+        if budget >= highest:
+            raise ValueError(f"entropy budget {budget:g} > maximum {highest:g}: use RescaleAction")
+        self.register_buffer("budget", torch.tensor(budget), persistent=False)
 
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
-        """Updates the critics and, if `update_policy`, policy, alpha and targets. Returns tensors to log."""
-        gradients, mean_sigma, log = self.critic_gradients(batch)  # PEV
+        """PEV; if `update_policy`, also PIM, TUP and the target networks. Returns tensors to log."""
+        gradients, mean_sigma, log = self.pev_gradients(batch)
         self.descend(self.critic_weights, gradients)
         self.mean_sigma.copy_(mean_sigma)
         if not update_policy:
             return log
 
-        gradients, policy_log = self.policy_gradients(batch)  # PIM, TUP
+        gradients, policy_log = self.pim_tup_gradients(batch)
         self.descend(self.policy_weights, gradients)
         with torch.no_grad():
-            # [ours] Without bounds log(alpha) may drift until exp overflows or Adam's epsilon slows it down.
+            # [ours] Without limits log(alpha) may drift until exp overflows or Adam's epsilon slows it down.
             self.log_alpha.clamp_(-15, 15)
             torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
-        return log | policy_log
+        log.update(policy_log)
+        return log
 
-    def critic_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
-        """PEV, without side effects: gradients of `critic_weights`, the new mean_sigma, tensors to log."""
+    def pev_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor, dict]:
+        """Returns the gradients of `critic_weights`, the new mean_sigma, tensors to log."""
         discount = self.args.gamma * (1 - batch.terminated)
         with torch.no_grad():
             alpha = self.log_alpha.exp()
@@ -231,14 +252,14 @@ class Agent(nn.Module):
         noise = torch.randn_like(batch.reward)
         pev_loss, mean_sigma, target = pev(
             q, sigma, next_q, next_sigma, next_log_prob, alpha, batch.reward, discount,
-            noise, self.mean_sigma, tau=self.args.tau,
+            noise, self.mean_sigma, self.args.tau,
         )  # fmt: skip
-        log = {"losses/pev": pev_loss, "critic/q": q, "critic/sigma": sigma, "critic/target": target}
-        log = {tag: value.detach() for tag, value in log.items()}
-        return torch.autograd.grad(pev_loss, self.critic_weights), mean_sigma, log
+        gradients = torch.autograd.grad(pev_loss, self.critic_weights)
+        log = {"critic/q": q, "critic/sigma": sigma, "critic/target": target, "critic/td_error": target - q}
+        return gradients, mean_sigma, {tag: value.detach() for tag, value in log.items()}
 
-    def policy_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-        """PIM and TUP, without side effects: gradients of `policy_weights`, tensors to log."""
+    def pim_tup_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict]:
+        """Returns the gradients of `policy_weights` and tensors to log."""
         alpha = self.log_alpha.detach().exp()
         action, log_prob = self.policy(batch.obs, torch.randn_like(batch.action))  # reparameterized
         q, _ = self.critics(batch.obs, action)
@@ -246,10 +267,11 @@ class Agent(nn.Module):
 
         pim_loss = pim(q, entropy, alpha)
         tup_loss = tup(self.log_alpha, entropy, self.budget)
+        gradients = torch.autograd.grad(pim_loss + tup_loss, self.policy_weights)
         log = {"losses/pim": pim_loss, "losses/tup": tup_loss, "losses/alpha": alpha}
-        log |= {"entropy/policy": entropy}
-        log = {tag: value.detach() for tag, value in log.items()} | {"entropy/budget": self.budget}
-        return torch.autograd.grad(pim_loss + tup_loss, self.policy_weights), log
+        log["entropy/policy"] = entropy
+        log["entropy/budget"] = self.budget
+        return gradients, {tag: value.detach() for tag, value in log.items()}
 
     def descend(self, weights: list[Tensor], gradients: tuple[Tensor, ...]):
         """One optimizer step for these weights; Adam skips the others, which have no gradient."""
@@ -261,13 +283,19 @@ class Agent(nn.Module):
 
 # ============================================================================================================
 # The harness: environments, replay, checkpoints, training. Identical in dsac_e.py, dsac_t.py, sac.py, td3.py.
+# It needs from above: Args; Batch; Policy(obs_dim, low, high, hidden_width) with half_range and act(obs,
+# deterministic); Agent(args, obs_dim, low, high) with policy, optimizer, update(batch, update_policy), and
+# `compiled`, the names of methods that take a batch.
 
+import contextlib
 import os
 import random
-import shlex
 import signal
 import sys
 import time
+import traceback
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import filelock
@@ -277,54 +305,112 @@ import tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+ALGORITHM = Path(__file__).stem  # a copy under another name has runs of its own
+CODE = f"{ALGORITHM}.py {zlib.crc32(Path(__file__).read_bytes()):08x}, torch {torch.__version__}"
 LOG_INTERVAL = 50  # policy updates between log entries
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
-MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "device", "compile"}
+SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # independent random streams of one --seed
+MAY_BE_ZERO = {"seed", "gamma", "rho", "learning_starts", "env_threads",
+               "exploration_noise", "target_noise", "noise_clip"}  # fmt: skip
+MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "env_threads",
+              "device", "compile", "run_dir", "evaluate", "capture_video"}  # fmt: skip
 
 
 class CheckedEnv(gym.Wrapper):
-    """Copies arrays, which an environment may reuse, drops infos, and exits on invalid values."""
+    """Copies arrays, which an environment may reuse, drops infos, and exits on invalid values.
+
+    With a thread pool, begin() starts a step in a thread, and step() waits for its result.
+    """
+
+    pool: ThreadPoolExecutor | None = None
+    begun = None  # the step that begin() has started
 
     def reset(self, **kwargs):
-        return self.checked(self.env.reset(**kwargs)[0], 0.0), {}
+        obs, _ = self.env.reset(**kwargs)
+        return self.checked(obs, 0.0)[0], {}
+
+    def begin(self, action):
+        if self.pool is not None:
+            self.begun = self.pool.submit(self.env.step, self.clipped(action))
 
     def step(self, action):
+        if self.begun is None:
+            obs, reward, terminated, truncated, _ = self.env.step(self.clipped(action))
+        else:
+            begun = self.begun
+            self.begun = None
+            obs, reward, terminated, truncated, _ = begun.result()
+        return *self.checked(obs, reward), terminated, truncated, {}
+
+    def clipped(self, action: np.ndarray) -> np.ndarray:
         if not np.isfinite(action).all():
             sys.exit("training has diverged: the policy returned a non-finite action")
-        action = action.clip(self.action_space.low, self.action_space.high)  # rounding may exceed the bounds
-        obs, reward, terminated, truncated, _ = self.env.step(action)
-        return self.checked(obs, reward), float(reward), terminated, truncated, {}
+        return action.clip(self.action_space.low, self.action_space.high)  # rounding may exceed the bounds
 
-    def checked(self, obs, reward) -> np.ndarray:
-        obs, dtype = np.array(obs, dtype=np.float64), self.observation_space.dtype
-        valid = obs.shape == self.observation_space.shape and np.shape(reward) == ()
-        valid = valid and (abs(obs) < 3e38).all() and abs(np.float64(reward)) < 3e38  # float32; NaN fails
-        if not (valid and (dtype.kind == "f" or (obs == obs.astype(dtype)).all())):  # integers that fit
-            sys.exit(f"{self.spec.id} returned an invalid observation or reward: {obs}, {reward}")
-        return obs.astype(dtype)
+    def checked(self, obs, reward) -> tuple[np.ndarray, float]:
+        """A copy of the observation in the dtype of its space, and the reward as a float."""
+        shape, dtype = self.observation_space.shape, self.observation_space.dtype
+        try:
+            array, number = np.array(obs, np.float64), np.array(reward, np.float64)
+        except (TypeError, ValueError):  # e.g. a dictionary, rows of different lengths
+            self.refuse(obs, reward, "not numbers")
+        if array.shape != shape or number.shape != ():
+            self.refuse(obs, reward, f"shapes {array.shape} and {number.shape}, expected {shape} and ()")
+        if not (abs(array) < 3e38).all() or not abs(number) < 3e38:  # also NaN
+            self.refuse(obs, reward, "not finite in float32")
+        if dtype.kind != "f" and (array != array.astype(dtype)).any():
+            self.refuse(obs, reward, f"not representable as {dtype}")
+        return array.astype(dtype), float(number)
+
+    def refuse(self, obs, reward, reason: str):
+        sys.exit(f"{self.spec.id} returned an invalid observation or reward ({reason}): {obs}, {reward}")
+
+    def close(self):
+        try:
+            self.env.close()
+        except Exception as error:  # the run is already saved
+            print(f"note: {self.spec.id} could not be closed: {error!r}", file=sys.stderr)
 
 
-def make_envs(env_id: str, num_envs: int, saved: dict | None = None, video_dir: Path | None = None):
-    """num_envs copies of an environment, stepped in turn, and their spaces; exits if `saved` has others."""
+def print_mujoco_warning(text: str):
+    """Prints MuJoCo's warnings except the one about settotalmass, which every HalfCheetah repeats."""
+    if "settotalmass" not in text:
+        print(text, file=sys.stderr)
+
+
+def make_envs(env_id: str, num_envs: int, cleanup: contextlib.ExitStack, saved: dict | None = None,
+              video_dir: Path | None = None) -> tuple[gym.vector.VectorEnv, dict]:  # fmt: skip
+    """num_envs copies, which `cleanup` closes, and their spaces; exits if a saved run had others."""
     gym.logger.min_level = gym.logger.ERROR  # no deprecation warning for each v4 environment
-    mujoco.set_mju_user_warning(lambda text: "settotalmass" in text or print(text, file=sys.stderr))
-    kwargs = {"disable_env_checker": True} | ({"render_mode": "rgb_array"} if video_dir else {})
-    record = [lambda env: gym.wrappers.RecordVideo(env, video_dir, lambda n: n == 0)] if video_dir else []
+    mujoco.set_mju_user_warning(print_mujoco_warning)
+    wrappers, options = [CheckedEnv], {}
+    if video_dir is not None:
+        wrappers.insert(0, lambda env: gym.wrappers.RecordVideo(env, video_dir, lambda episode: episode == 0))
+        options["render_mode"] = "rgb_array"
     autoreset = {"autoreset_mode": gym.vector.AutoresetMode.SAME_STEP}
     try:
-        envs = gym.make_vec(env_id, num_envs, "sync", autoreset, [*record, CheckedEnv], **kwargs)
-    except (ImportError, TypeError, ValueError, gym.error.Error) as error:
+        envs = gym.make_vec(env_id, num_envs, "sync", vector_kwargs=autoreset, wrappers=wrappers,
+                            disable_env_checker=True, **options)  # fmt: skip
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError, gym.error.Error) as error:
         sys.exit(f"cannot make {env_id}: {error}")
+    cleanup.callback(envs.close)
     obs, action = envs.single_observation_space, envs.single_action_space
-    spaces = " ".join(f"{obs} observations and {action} actions".split())  # in one line
     flat = all(isinstance(space, gym.spaces.Box) and len(space.shape) == 1 for space in (obs, action))
-    if not (flat and action.dtype.kind == "f" and action.is_bounded() and (action.low < action.high).all()):
-        sys.exit(f"{env_id} has {spaces}; both must be flat boxes, actions real and bounded "
+    if not flat or action.dtype.kind != "f" or not action.is_bounded() or (action.low >= action.high).any():
+        shown = " ".join(f"{obs} observations and {action} actions".split())  # in one line
+        sys.exit(f"{env_id} has {shown}; both must be flat boxes, actions real and bounded "
                  "(see gymnasium.wrappers.FlattenObservation, RescaleAction)")  # fmt: skip
+    spaces = {"obs_dim": obs.shape[0], "low": action.low.tolist(), "high": action.high.tolist()}
     if saved and saved["spaces"] != spaces:
-        sys.exit(f"{env_id} has changed: it has {spaces}, the run had {saved['spaces']}")
+        sys.exit(f"{env_id} has other spaces than the run: {spaces}, the run {saved['spaces']}")
     return gym.wrappers.vector.RecordEpisodeStatistics(envs), spaces
+
+
+def begin_step(envs: gym.vector.VectorEnv, actions: np.ndarray):
+    """Starts a step in the threads, if there are any; envs.step(actions) completes it."""
+    for env, action in zip(envs.unwrapped.envs, actions, strict=True):
+        env.begin(action)
 
 
 def seed_all(*key: int) -> int:
@@ -336,13 +422,38 @@ def seed_all(*key: int) -> int:
     return seed
 
 
+def handle_signals(cleanup: contextlib.ExitStack) -> list[int]:
+    """The list to which SIGINT, SIGTERM and SIGHUP are added; a run then saves and stops after the step.
+
+    A second signal also interrupts an environment, which may hang.
+    """
+    stop = []
+    pid = os.getpid()
+
+    def handle(number, frame):
+        if os.getpid() != pid:  # a process that an environment has forked
+            os._exit(128 + number)
+        stop.append(number)
+        callers = {caller.f_code for caller, _ in traceback.walk_stack(frame)}
+        if len(stop) > 1 and callers & {CheckedEnv.reset.__code__, CheckedEnv.step.__code__}:
+            raise KeyboardInterrupt  # in an environment, but not in an update or a save
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
+            cleanup.callback(signal.signal, number, signal.signal(number, handle))
+    return stop
+
+
 def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[int]):
     """Returns and lengths (n,) of one deterministic episode per environment; incomplete if interrupted."""
     obs, _ = envs.reset(seed=seed)
     returns, lengths = np.zeros((2, envs.num_envs))
     running = np.ones(envs.num_envs, bool)
     while running.any() and lengths.max() < EVAL_LIMIT and not stop:
-        obs, reward, terminated, truncated, _ = envs.step(policy.act(obs, deterministic=True))
+        action = policy.act(obs, deterministic=True)
+        begin_step(envs, action)
+        obs, reward, terminated, truncated, _ = envs.step(action)
         returns += np.where(running, reward, 0)
         lengths += running
         running &= ~(terminated | truncated)
@@ -375,13 +486,15 @@ class ReplayBuffer:
 
 def compile_update(agent: Agent, batch: Batch):
     """Compiles the gradient methods, which dominate the cost of an update. Falls back to eager mode."""
-    if batch.obs.is_cuda:  # CUDA graphs; without trees, the outputs are valid until the same graph runs again
-        torch.cuda.set_device(batch.obs.device)  # a graph is captured on the current device
-    options = {"compile_threads": 1, "triton.cudagraphs": batch.obs.is_cuda, "triton.cudagraph_trees": False}
+    options = {"compile_threads": 1}
+    if batch.obs.is_cuda:
+        torch.cuda.set_device(batch.obs.device)  # a CUDA graph is captured on the current device
+        options["triton.cudagraphs"] = True
+        options["triton.cudagraph_trees"] = False  # outputs stay valid until the same graph runs again
     print("compiling the update, up to a minute; Ctrl-C waits for it (--no-compile skips this)")
     try:
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes part of the graph
-        for name in ("critic_gradients", "policy_gradients"):
+        for name in agent.compiled:
             compiled = torch.compile(getattr(agent, name), fullgraph=True, options=options)
             compiled(batch)
             setattr(agent, name, compiled)
@@ -390,111 +503,159 @@ def compile_update(agent: Agent, batch: Batch):
 
 
 def read(path: Path) -> dict | None:
-    """What save() wrote, args as an Args object; None if there is no file. Loading cannot execute code."""
+    """What write() saved, None if there is no file. Loading cannot execute code."""
     if not path.exists():
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["algorithm"] != ALGORITHM:
-            raise ValueError(f"it was saved by {saved['algorithm']}.py")
-        return saved | {"args": Args(**saved["args"])}
-    except Exception as error:  # torch.load raises many types for damaged and foreign files
-        sys.exit(f"{path} is damaged or was saved by another script: {error}".partition("\n")[0])
+            raise ValueError(f"it was saved by {saved['algorithm']}.py, not {ALGORITHM}.py")
+    except Exception as error:  # torch.load raises many types for truncated and foreign files
+        sys.exit(f"cannot read {path}: {error}".partition("\n")[0])
+    return saved
 
 
-def save(run_dir: Path, run: dict, agent: Agent, buffer: ReplayBuffer | None = None):
-    """Saves policy.pt and, given the buffer, checkpoint.pt. An interrupted save keeps the previous files."""
-    state = {"agent": agent.state_dict(), "optimizer": agent.optimizer.state_dict()}
-    moments = [tensor for moment in state["optimizer"]["state"].values() for tensor in moment.values()]
-    if not all(tensor.isfinite().all() for tensor in [*state["agent"].values(), *moments]):
-        sys.exit(f"training diverged at step {run['step']}: a weight is not finite; the last save is kept")
-    files = {"policy.pt": run | {"policy": agent.policy.state_dict()}}
-    if buffer is not None:
-        replay = torch.from_numpy(buffer.rows[: run["step"]].cpu().numpy())  # torch alone would save all rows
-        files["checkpoint.pt"] = run | state | {"replay": replay}
-    for name, content in reversed(files.items()):  # policy.pt last: it tells whether a run is finished
-        temporary = run_dir / "save.tmp"
+def write(path: Path, content: dict):
+    """Saves a file with torch.save. If this fails or is interrupted, the previous file remains."""
+    temporary = path.with_name("save.tmp")
+    try:
+        with open(temporary, "wb") as file:  # buffered: a raw file writes at most 2 GiB at once
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch raises its own while it handles the one of the disk
+            error = error.__context__ or error
+        sys.exit(f"cannot write {path}: {error}")
+
+
+class Trainer:
+    """A run in its directory: environments, agent, replay buffer, log. `step` decides what happens next."""
+
+    def __init__(self, args: Args, run_dir: Path, policy_file: dict | None, cleanup: contextlib.ExitStack):
+        self.args, self.run_dir, self.step, self.finished = args, run_dir, 0, False
+        seed_all(args.seed, SEED_WEIGHTS)
+        cores = torch.get_num_threads()  # or OMP_NUM_THREADS
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(min(4, cores))  # more are slower for products of this size
+        self.envs, self.spaces = make_envs(args.env_id, args.num_envs, cleanup, policy_file)
+        self.eval_envs, _ = make_envs(args.env_id, args.eval_episodes, cleanup)
+        self.stop = handle_signals(cleanup)
+        device = args.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        (obs_dim,), box = self.envs.single_observation_space.shape, self.envs.single_action_space
+        self.code = CODE
+        self.seconds = []  # durations of the iterations with an update since the last log entry
         try:
-            with open(temporary, "wb") as file:  # buffered: a raw file writes at most 2 GiB at once
-                torch.save(content, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, run_dir / name)
-        except (OSError, RuntimeError) as error:  # torch raises its own while handling that of the disk
-            temporary.unlink(missing_ok=True)
-            cause = error if isinstance(error, OSError) else error.__context__ or error
-            sys.exit(f"cannot write {run_dir / name}: {cause}")
+            self.buffer = ReplayBuffer(args.buffer_size, obs_dim, len(box.low), device)
+            self.agent = Agent(args, obs_dim, box.low, box.high).to(device)
+            cleanup.enter_context(filelock.FileLock(run_dir / "run.lock", blocking=False))  # makes run_dir
+            if checkpoint := read(run_dir / "checkpoint.pt"):
+                self.agent.load_state_dict(checkpoint["agent"])
+                self.agent.optimizer.load_state_dict(checkpoint["optimizer"])
+                self.step, self.code = checkpoint["step"], checkpoint["code"]
+                self.buffer.rows[: self.step] = checkpoint["replay"]
+                self.buffer.added = self.step
+        except filelock.Timeout:
+            sys.exit(f"another process is training in {run_dir}; if none is, delete run.lock")
+        except (AssertionError, OSError, RuntimeError, ValueError) as error:  # memory, budget, networks
+            sys.exit(f"cannot train in {run_dir} on {device}: {' '.join(str(error).split())}")
+        self.use_threads(cleanup, cores)
+        self.save()  # a directory with an event file, but without policy.pt would be refused
+        print(f'{self.envs.spec.id} on {device}, step {self.step}; tensorboard --logdir "{run_dir}"')
+        half_range = self.agent.policy.half_range
+        if half_range.min() < 0.1 or half_range.max() > 10:
+            print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction")
+        first = self.envs.unwrapped.envs[0]
+        if first.has_wrapper_attr("obs_rms") or first.has_wrapper_attr("return_rms"):
+            print("note: a wrapper normalizes with statistics of each copy, which are not saved")
+        self.writer = cleanup.enter_context(SummaryWriter(str(run_dir), purge_step=self.step, flush_secs=10))
+        self.bar = cleanup.enter_context(tqdm(initial=self.step, total=args.total_timesteps, unit="step",
+                                              unit_scale=True, disable=None))  # fmt: skip
 
+    def use_threads(self, cleanup: contextlib.ExitStack, cores: int):
+        """Lets threads step the environments; MuJoCo releases Python's lock while it simulates.
 
-def train(args: Args, run_dir: Path, saved: dict | None):
-    """Trains from the start or, with new episodes, from checkpoint.pt. saved: policy.pt, None if missing."""
-    if saved and saved["finished"] and saved["step"] >= args.total_timesteps:
-        return print(f"{run_dir} is already finished at step {saved['step']}")
-    if saved and saved["finished"] and not (run_dir / "checkpoint.pt").exists():
-        sys.exit(f"cannot extend {run_dir}: its checkpoint.pt is missing")
-    seed_all(args.seed, 1)
-    envs, spaces = make_envs(args.env_id, args.num_envs, saved)
-    eval_envs, _ = make_envs(args.env_id, args.eval_episodes)
-    stop = []  # SIGINT, SIGTERM and SIGHUP end the run after the current step, unless ignored, as by nohup
-    pid = os.getpid()  # processes that an environment forks inherit the handler, but should exit
-    for signum in signal.Signals:
-        if signum.name in ("SIGINT", "SIGTERM", "SIGHUP") and signal.getsignal(signum) is not signal.SIG_IGN:
-            signal.signal(signum, lambda n, _: stop.append(n) if os.getpid() == pid else os._exit(128 + n))
-    space = envs.single_action_space
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    lock = filelock.FileLock(run_dir / "run.lock", blocking=False)  # acquire() creates the directory
-    try:
-        buffer = ReplayBuffer(args.buffer_size, *envs.single_observation_space.shape, len(space.low), device)
-        agent = Agent(args, *envs.single_observation_space.shape, space.low, space.high).to(device)
-        lock.acquire()
-    except filelock.Timeout:
-        sys.exit(f"another process is training in {run_dir}; if none is, delete run.lock")
-    except (AssertionError, OSError, RuntimeError, ValueError) as error:  # device, memory, budget, directory
-        sys.exit(f"cannot train in {run_dir} on {device}: {error}")
-    saved = read(run_dir / "checkpoint.pt")
-    first = step = saved["step"] if saved else 0
-    if saved:
-        agent.load_state_dict(saved["agent"])
-        agent.optimizer.load_state_dict(saved["optimizer"])
-        buffer.rows[:step] = saved.pop("replay")
-        buffer.added = step
-    run = dict(algorithm=ALGORITHM, args=vars(args), spaces=spaces, step=step, finished=False)
-    save(run_dir, run, agent)  # a directory with an event file, but without policy.pt would be refused
-    print(f"{envs.spec.id} on {device}, step {step}; tensorboard --logdir {shlex.quote(run_dir.as_posix())}")
-    if agent.policy.half_range.min() < 0.1 or agent.policy.half_range.max() > 10:
-        print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction to [-1, 1]")
-    # An iteration logs under the step at which it began, so that a resumed run overwrites what it repeats.
-    writer = SummaryWriter(str(run_dir), purge_step=step, flush_secs=10)
-    bar = tqdm(initial=step, total=args.total_timesteps, unit=" steps", unit_scale=True, disable=None)
-    compiling = args.compile and args.total_timesteps - step > COMPILE_FROM * args.num_envs
-    seconds = []  # of the iterations with an update since the last log entry, without evaluations and saves
-    obs, _ = envs.reset(seed=seed_all(args.seed, 2, step))
-    try:
-        while not stop:
-            finished = step >= args.total_timesteps
-            if finished or step == first or step % args.eval_interval < args.num_envs:
-                save(run_dir, run, agent)
-                returns, lengths = evaluate(agent.policy, eval_envs, seed_all(args.seed, 3, step), stop)
-                if stop:
-                    break
-                writer.add_scalar("eval/episodic_return", returns.mean(), step)
-                writer.add_scalar("eval/episodic_return_std", returns.std(), step)
-                writer.add_scalar("eval/episodic_length", lengths.mean(), step)
-                bar.write(f"step {step}: return {returns.mean():.1f} +- {returns.std():.1f}")
-            if finished:
-                run["finished"] = True
-                break
-            if step > first and step % args.checkpoint_interval < args.num_envs:
-                save(run_dir, run, agent, buffer)
-            learning = step >= max(args.learning_starts, args.num_envs)
+        By default only Gymnasium's MuJoCo tasks use threads: the copies of others may share state.
+        """
+        threads = self.args.env_threads
+        if threads is None and str(self.envs.spec.entry_point).startswith("gymnasium.envs.mujoco."):
+            threads = cores - (1 if self.buffer.rows.is_cuda else torch.get_num_threads())
+        if threads is not None and threads > 0:
+            pool = ThreadPoolExecutor(threads)
+            cleanup.callback(pool.shutdown, wait=False)  # a step may hang
+            for env in (*self.envs.unwrapped.envs, *self.eval_envs.unwrapped.envs):
+                env.pool = pool
+
+    def due(self, interval: int) -> bool:
+        """Whether the last vector step has reached a multiple of the interval."""
+        return self.step % interval < self.args.num_envs
+
+    def save(self, replay: bool = False):
+        """Saves policy.pt, with `replay` after checkpoint.pt. The files of a diverged run are kept."""
+        agent, optimizer = self.agent.state_dict(), self.agent.optimizer.state_dict()
+        moments = [moment for state in optimizer["state"].values() for moment in state.values()]
+        if not all(tensor.isfinite().all() for tensor in [*agent.values(), *moments]):
+            sys.exit(f"training diverged at step {self.step}: a weight is not finite; the last save is kept")
+        run = {"algorithm": ALGORITHM, "code": self.code, "args": vars(self.args), "spaces": self.spaces,
+               "step": self.step, "finished": self.finished}  # fmt: skip
+        if replay:
+            rows = torch.from_numpy(self.buffer.rows[: self.step].cpu().numpy())  # torch would save all rows
+            write(self.run_dir / "checkpoint.pt", dict(run, agent=agent, optimizer=optimizer, replay=rows))
+        # Last, because policy.pt says whether the run is finished.
+        write(self.run_dir / "policy.pt", dict(run, policy=self.agent.policy.state_dict()))
+
+    def evaluate(self):
+        self.save()  # for --evaluate and --capture-video of a run that is training
+        seed = seed_all(self.args.seed, SEED_EVALUATION, self.step)
+        returns, lengths = evaluate(self.agent.policy, self.eval_envs, seed, self.stop)
+        if not self.stop:
+            self.writer.add_scalar("eval/episodic_return", returns.mean(), self.step)
+            self.writer.add_scalar("eval/episodic_return_std", returns.std(), self.step)
+            self.writer.add_scalar("eval/episodic_length", lengths.mean(), self.step)
+            tqdm.write(f"step {self.step}: return {returns.mean():.1f} +- {returns.std():.1f}")
+
+    def log(self, tensors: dict[str, Tensor]):
+        """Logs means and standard deviations of an update, and the episodes of training."""
+        numbers = {"charts/SPS": self.args.num_envs * len(self.seconds) / sum(self.seconds)}
+        self.seconds.clear()
+        for tag, value in tensors.items():
+            if value.dim() == 0:
+                numbers[tag] = float(value)
+            else:
+                numbers[f"{tag}_mean"] = float(value.mean())
+                numbers[f"{tag}_std"] = float(value.std(correction=0))
+        if self.envs.return_queue:  # of the last 100 episodes
+            numbers["charts/episodic_return"] = np.mean(self.envs.return_queue)
+            numbers["charts/episodic_length"] = np.mean(self.envs.length_queue)
+        # Under the step at which the iteration began, so that a resumed run overwrites what it repeats.
+        for tag, number in numbers.items():
+            self.writer.add_scalar(tag, number, self.step)
+
+    def train(self):
+        """The training loop: act, update, step, store, log, evaluate, save."""
+        args, agent, buffer, envs = self.args, self.agent, self.buffer, self.envs
+        remaining_updates = (args.total_timesteps - self.step) // args.num_envs * args.updates_per_step
+        compiling = args.compile and remaining_updates > COMPILE_FROM
+        obs, _ = envs.reset(seed=seed_all(args.seed, SEED_TRAINING, self.step))
+        self.evaluate()
+        while self.step < args.total_timesteps and not self.stop:
+            learning = self.step >= max(args.learning_starts, args.num_envs)
             if learning and compiling:
                 compile_update(agent, buffer.sample(args.batch_size))
                 compiling = False
             start = time.perf_counter()
             action = agent.policy.act(obs)
-            iteration = step // args.num_envs
-            if learning:  # before the environments: a GPU computes while they step
-                log = agent.update(buffer.sample(args.batch_size), iteration % args.policy_delay == 0)
+            begin_step(envs, action)
+            iteration = self.step // args.num_envs
+            log = {}
+            if learning:  # before envs.step: a GPU, or threads with environments, work at the same time
+                for i in range(args.updates_per_step):
+                    update = iteration * args.updates_per_step + i
+                    log.update(agent.update(buffer.sample(args.batch_size), update % args.policy_delay == 0))
             next_obs, reward, terminated, truncated, infos = envs.step(action)
             final_obs = next_obs.copy()
             for i in np.flatnonzero(terminated | truncated):  # next_obs is the first of the next episode
@@ -502,79 +663,125 @@ def train(args: Args, run_dir: Path, saved: dict | None):
             buffer.add(obs, action, final_obs, reward, terminated)
             obs = next_obs
             if learning:
-                seconds.append(time.perf_counter() - start)
+                self.seconds.append(time.perf_counter() - start)
             if learning and iteration % (args.policy_delay * LOG_INTERVAL) == 0:
-                numbers = {"charts/SPS": args.num_envs * len(seconds) / sum(seconds)}
-                seconds.clear()
-                for tag, value in log.items():
-                    mean_std = {f"{tag}_mean": value.mean(), f"{tag}_std": value.std(correction=0)}
-                    numbers |= mean_std if value.dim() else {tag: value}
-                if envs.return_queue:  # of the last 100 episodes
-                    numbers["charts/episodic_return"] = np.mean(envs.return_queue)
-                    numbers["charts/episodic_length"] = np.mean(envs.length_queue)
-                for tag, value in numbers.items():
-                    writer.add_scalar(tag, float(value), step)
-                shown = ("charts/episodic_return", "losses/alpha")
-                bar.set_postfix({tag: float(numbers[tag]) for tag in shown if tag in numbers}, refresh=False)
-            step += args.num_envs
-            run["step"] = step
-            bar.update(args.num_envs)
-    finally:  # also after an exception, which may leave more rows than steps
-        save(run_dir, run, agent, buffer)
-        bar.close()
-        writer.close()
-    command = shlex.join(["python", sys.argv[0], "--run-dir", run_dir.as_posix()])
-    text = f"{'stopped' if stop else 'finished'} at step {step}; to resume, extend or --evaluate: {command}"
-    print(text, file=sys.stderr if stop else sys.stdout)  # Ctrl-C also ends tee in "... | tee log"
-    if stop:
-        sys.exit(128 + stop[0])
+                self.log(log)
+            self.step += args.num_envs
+            self.bar.update(args.num_envs)
+            if not self.stop and (self.due(args.eval_interval) or self.step >= args.total_timesteps):
+                self.evaluate()
+            if not self.stop and self.due(args.checkpoint_interval):
+                self.save(replay=True)
+        self.finished = not self.stop
 
 
-def evaluate_run(args: Args, run_dir: Path, saved: dict):
+def train(args: Args, run_dir: Path, policy_file: dict | None):
+    """Trains from the start or, with new episodes, from checkpoint.pt."""
+    if policy_file and policy_file["finished"]:
+        if policy_file["step"] >= args.total_timesteps:
+            print(f"{run_dir} is already finished at step {policy_file['step']}")
+            return
+        if not (run_dir / "checkpoint.pt").exists():
+            sys.exit(f"cannot extend {run_dir}: its checkpoint.pt is missing")
+    with contextlib.ExitStack() as cleanup:
+        trainer = Trainer(args, run_dir, policy_file, cleanup)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # a second signal
+                trainer.train()
+        finally:  # also after an exception
+            trainer.save(replay=True)
+    again = f'python "{sys.argv[0]}" --run-dir "{run_dir}"'
+    if trainer.stop:  # on stderr, because Ctrl-C also ends tee in "... | tee log"
+        print(f"stopped at step {trainer.step}; to resume, extend or --evaluate: {again}", file=sys.stderr)
+        sys.exit(128 + trainer.stop[0])
+    print(f"finished at step {trainer.step}; to resume, extend or --evaluate: {again}")
+
+
+def evaluate_run(args: Args, run_dir: Path, policy_file: dict):
     """Evaluates the policy of a run, or records one episode of it, and prints the return."""
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # egl needs no display
-    n = 1 if args.capture_video else args.eval_episodes
-    envs, _ = make_envs(args.env_id, n, saved, run_dir if args.capture_video else None)
-    space = envs.single_action_space
-    policy = Policy(envs.single_observation_space.shape[0], space.low, space.high, saved["args"].hidden_width)
-    policy.load_state_dict(saved["policy"])
-    errors = Exception if args.capture_video else gym.error.Error  # many types, e.g. without OpenGL
-    try:
-        returns, _ = evaluate(policy, envs, seed_all(args.seed, 3, saved["step"]), [])  # as in training
-    except errors as error:
-        sys.exit(f"cannot evaluate {args.env_id}: {error}")
-    print(f"step {saved['step']}: return {returns.mean():.1f} +- {returns.std():.1f}")
+    num_envs, video_dir, errors = args.eval_episodes, None, gym.error.Error
     if args.capture_video:
-        envs.close()  # completes the video of an episode that was cut off
+        num_envs, video_dir, errors = 1, run_dir, Exception  # many types, e.g. without OpenGL
+        if not os.access(run_dir, os.W_OK):
+            sys.exit(f"cannot write to {run_dir}")
+    with contextlib.ExitStack() as cleanup:
+        envs, _ = make_envs(args.env_id, num_envs, cleanup, policy_file, video_dir)
+        stop = handle_signals(cleanup)
+        (obs_dim,), box = envs.single_observation_space.shape, envs.single_action_space
+        policy = Policy(obs_dim, box.low, box.high, policy_file["args"]["hidden_width"])
+        policy.load_state_dict(policy_file["policy"])
+        seed = seed_all(args.seed, SEED_EVALUATION, policy_file["step"])  # as in training
+        try:
+            with contextlib.suppress(KeyboardInterrupt):  # a second signal
+                returns, _ = evaluate(policy, envs, seed, stop)
+        except errors as error:
+            sys.exit(f"cannot evaluate {args.env_id}: {error}")
+    if stop:
+        sys.exit(128 + stop[0])
+    print(f"step {policy_file['step']}: return {returns.mean():.1f} +- {returns.std():.1f}")
+    if args.capture_video:
         print(f"video: {run_dir / 'rl-video-episode-0.mp4'}")
 
 
+def check_arguments(args: Args):
+    """Exits with one line if a value is impossible."""
+    for name, value in vars(args).items():
+        if type(value) in (int, float):
+            option = f"--{name.replace('_', '-')} {value}"
+            if value < 0 or (value == 0 and name not in MAY_BE_ZERO):
+                sys.exit(f"{option} must be positive")
+            if not value < 2**62:  # also NaN
+                sys.exit(f"{option} is not a number, or too large")
+    buffer_size = f"must not exceed --buffer-size {args.buffer_size}"
+    if args.num_envs > args.buffer_size:
+        sys.exit(f"--num-envs {args.num_envs} {buffer_size}")
+    if args.batch_size > args.buffer_size:
+        sys.exit(f"--batch-size {args.batch_size} {buffer_size}")
+    if args.learning_starts >= args.total_timesteps:
+        steps = args.total_timesteps
+        sys.exit(f"--learning-starts {args.learning_starts} must be less than --total-timesteps {steps}")
+    if args.gamma >= 1:
+        sys.exit(f"--gamma {args.gamma} must be less than 1")
+    if args.tau > 1:
+        sys.exit(f"--tau {args.tau} must not exceed 1")
+
+
+def with_saved_arguments(args: Args, run_dir: Path, policy_file: dict) -> Args:
+    """Arguments that are not given come from the run; exits if training would change the others."""
+    saved = {name: value for name, value in policy_file["args"].items() if name in vars(args)}
+    if policy_file.get("code") != CODE:
+        # Not refused: a run of three days must survive a correction of the script or an update of PyTorch.
+        print(f"note: the run began with {policy_file.get('code')}, this is {CODE}", file=sys.stderr)
+    evaluating = args.evaluate or args.capture_video
+    if args.run_dir or evaluating:
+        args = tyro.cli(Args, default=Args(**saved))
+    for name in saved.keys() - MAY_CHANGE:
+        value = getattr(args, name)
+        if value != saved[name] and not evaluating:
+            sys.exit(f"{run_dir} has {name} {saved[name]}, not {value}: choose another --run-dir")
+    return args
+
+
 def main():
-    sys.stdout.reconfigure(line_buffering=True)
+    if hasattr(sys.stdout, "reconfigure"):  # not in Jupyter
+        sys.stdout.reconfigure(line_buffering=True)
     sys.path.append(os.getcwd())  # so that --env-id your_module:YourEnv-v0 can import your_module
     args = tyro.cli(Args)
     name = args.env_id.replace("/", "-").replace(":", "-")
     run_dir = Path(args.run_dir or f"runs/{name}__{ALGORITHM}__{args.seed}").absolute()  # a task may chdir
-    saved = read(run_dir / "policy.pt")
-    evaluating = args.evaluate or args.capture_video
-    if saved:
-        if args.run_dir or evaluating:
-            args = tyro.cli(Args, default=saved["args"])  # arguments that are not given come from the run
-        started = vars(saved["args"]) | {"run_dir": args.run_dir}  # a directory may be moved
-        changed = [name for name in started.keys() - MAY_CHANGE if vars(args)[name] != started[name]]
-        if changed and not evaluating:
-            sys.exit(f"{run_dir} has another {', '.join(changed)}: choose another --run-dir")
-    elif evaluating:
+    policy_file = read(run_dir / "policy.pt")
+    if policy_file:
+        args = with_saved_arguments(args, run_dir, policy_file)
+    elif args.evaluate or args.capture_video:
         sys.exit(f"there is no policy.pt in {run_dir}")
     elif any(path.suffix not in (".lock", ".log", ".tmp", ".txt") for path in run_dir.glob("*")):
         sys.exit(f"{run_dir} contains other files: choose another --run-dir")
-    high = dict.fromkeys(vars(args), 2**62) | {"gamma": 1 - 1e-9, "learning_starts": args.total_timesteps - 1}
-    high |= {"tau": 1, "num_envs": args.buffer_size, "batch_size": args.buffer_size}
-    for name, value in vars(args).items():
-        low = 0 if name in ("seed", "gamma", "rho", "learning_starts") or "noise" in name else 1e-300
-        if type(value) in (int, float) and not low <= value <= high[name]:  # NaN fails, too
-            sys.exit(f"--{name.replace('_', '-')} {value} is not in {'(' if low else '['}0, {high[name]}]")
-    (evaluate_run if evaluating else train)(args, run_dir, saved)
+    check_arguments(args)
+    if args.evaluate or args.capture_video:
+        evaluate_run(args, run_dir, policy_file)
+    else:
+        train(args, run_dir, policy_file)
 
 
 if __name__ == "__main__":

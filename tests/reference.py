@@ -128,9 +128,10 @@ class Reference:
         out = mlp(self.networks[name], torch.cat((obs, action), 1))
         return out[..., 0], (1 + out[..., -1].exp()).log()  # softplus
 
-    def entropy_parts(self, name, obs, action):
+    def entropy_parts(self, prefix, obs, action):
         """deviation and steps; steps is learned relative to that of a process with the mean discount."""
-        (deviation, relative_steps), _ = self.values(name, obs, action)
+        (deviation,), _ = self.values(f"{prefix}entropy_critic", obs, action)
+        (relative_steps,), _ = self.values(f"{prefix}steps_critic", obs, action)
         return deviation, self.mean_discount / (1 - self.mean_discount) * (1 + relative_steps)
 
     def update(self, batch, noise, update_policy):
@@ -176,30 +177,25 @@ class Reference:
             self.count("sampled target clipped from below", y > y_z)
             grad_q = -(m**2 + 0.1) * (y_q - q) / (sigma**2 + 0.1) / B
             grad_sigma = -(m**2 + 0.1) * ((y - q) ** 2 - sigma**2) / (sigma**3 + 0.1) / B
-            self.log |= {"critic/sigma": sigma, "losses/pev": (grad_q * q + grad_sigma * sigma).sum()}
+            self.log |= {"critic/sigma": sigma, "critic/td_error": y_q - q}
             self.descend("critics", (q, grad_q), (sigma, grad_sigma))
 
         # PIS
         if variant == "center_entropy":
             new_entropy, new_discount = -next_log_prob.mean(), discount.mean()
-            first = self.mean_entropy is None
-            self.mean_entropy = new_entropy if first else (1 - TAU) * self.mean_entropy + TAU * new_entropy
-            self.mean_discount = (
-                new_discount if first else (1 - TAU) * self.mean_discount + TAU * new_discount
-            )
-            next_deviation, next_steps = self.entropy_parts("target_entropy_critic", next_obs, next_action)
+            if self.mean_entropy is None:
+                self.mean_entropy, self.mean_discount = new_entropy, new_discount
+            self.mean_entropy = (1 - TAU) * self.mean_entropy + TAU * new_entropy
+            self.mean_discount = (1 - TAU) * self.mean_discount + TAU * new_discount
+            next_deviation, next_steps = self.entropy_parts("target_", next_obs, next_action)
             y_deviation = discount * (-next_log_prob - self.mean_entropy + next_deviation)
             y_steps = discount * (1 + next_steps)
-            deviation, steps = self.entropy_parts("entropy_critic", obs, action)
-            self.descend(
-                "entropy_critic",
-                (deviation, 2 * (deviation - y_deviation) / B),
-                (steps, 2 * (steps - y_steps) / B),
-            )
+            deviation, steps = self.entropy_parts("", obs, action)
+            self.descend("entropy_critic", (deviation, 2 * (deviation - y_deviation) / B))
+            self.descend("steps_critic", (steps, 2 * (steps - y_steps) / B))
             self.log |= {"entropy/qe": deviation + self.mean_entropy * steps, "entropy/steps": steps}
-            self.log |= {
-                "losses/pis": ((deviation - y_deviation) ** 2).mean() + ((steps - y_steps) ** 2).mean()
-            }
+            loss = ((deviation - y_deviation) ** 2).mean() + ((steps - y_steps) ** 2).mean()
+            self.log |= {"losses/pis": loss}
         elif "entropy_critic" in networks:
             (next_qe,), _ = self.values("target_entropy_critic", next_obs, next_action)
             y_e = discount * (-next_log_prob + next_qe)
@@ -225,7 +221,7 @@ class Reference:
             maximized = constrained = entropy = -log_prob
             if "entropy_critic" in networks:
                 if variant == "center_entropy":
-                    deviation, steps = self.entropy_parts("entropy_critic", obs, new_action)
+                    deviation, steps = self.entropy_parts("", obs, new_action)
                     qe = deviation + self.mean_entropy * steps
                 else:
                     (qe,), _ = self.values("entropy_critic", obs, new_action)

@@ -27,9 +27,7 @@ def prepare(path: str, name: str, compiled: bool):
     shapes = (OBS,), (ACTIONS,), (), (OBS,)
     batch = module.Batch(*(torch.randn(256, *shape) for shape in shapes), torch.zeros(256))
     if compiled:
-        torch._dynamo.config.trace_autograd_ops = True
-        for method in ("critic_gradients", "policy_gradients"):
-            setattr(agent, method, torch.compile(getattr(agent, method), fullgraph=True))
+        module.compile_update(agent, batch)
     for i in range(20):
         agent.update(batch, i % 2 == 0)
     return agent, batch

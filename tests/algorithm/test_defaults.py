@@ -15,10 +15,10 @@ from reference import SCRIPTS
 PROTOCOL = {
     "env_id": "Humanoid-v4", "seed": 0, "gamma": 0.99, "tau": 0.005, "policy_delay": 2, "hidden_width": 256,
     "policy_lr": 1e-4, "critic_lr": 1e-4, "batch_size": 256, "buffer_size": 1_000_000, "learning_starts": 10_000,
-    "num_envs": 20,  # environment steps per update
+    "num_envs": 20, "updates_per_step": 1,  # 20 environment steps per update
     "total_timesteps": 30_000_000,  # 1.5 million updates
     "eval_interval": 50_000,  # 2,500 updates
-    "eval_episodes": 10, "checkpoint_interval": 500_000, "device": "auto", "compile": True,
+    "eval_episodes": 10, "checkpoint_interval": 500_000, "env_threads": None, "device": "auto", "compile": True,
     "run_dir": "", "evaluate": False, "capture_video": False,
 }  # fmt: skip
 TEMPERATURE = {"alpha_lr": 3e-4, "initial_alpha": math.e}

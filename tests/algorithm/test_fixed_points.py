@@ -121,7 +121,7 @@ def test_target_is_the_bellman_operator(case, seed, gamma, p_terminal):
 
 
 class CenteredPIS:
-    """The mean targets of `pis_centered` on a process, computed back from its gradient."""
+    """The mean targets of PIS with --center-entropy on a process, computed back from the gradient."""
 
     def __init__(self, process, gamma, mean_entropy):
         self.process, self.gamma = process, gamma
@@ -134,7 +134,8 @@ class CenteredPIS:
         now = values[:, process.entry]
         following = torch.from_numpy(np.stack((deviation, steps)))[:, process.next_entry]
         discount = self.gamma * (1 - process.terminated)
-        loss = dsac_e.pis_centered(*now, *following, process.next_log_prob, discount, self.mean_entropy)
+        loss = dsac_e.pis(now[0], following[0], process.next_log_prob + self.mean_entropy, discount)
+        loss = loss + dsac_e.pis(now[1], following[1], -torch.ones_like(discount), discount)
         (gradient,) = torch.autograd.grad(loss, values)
         return -gradient.numpy() * process.size / 2
 

@@ -90,6 +90,8 @@ def test_act(script):
             assert (unclipped > high).any()
         else:
             expected = policy(x, torch.randn(4096, 2))[0].detach().numpy()
+        with pytest.raises(ValueError, match="shape"):
+            policy.act(x[0].numpy())
         for array, known in ((action, expected), (policy.act(x.numpy(), deterministic=True), mean)):
             assert type(array) is np.ndarray and array.dtype == np.float32
             np.testing.assert_allclose(array, known, atol=1e-6)
@@ -128,15 +130,10 @@ def test_fresh_agent(script):
             assert source.requires_grad and not weight.requires_grad
 
 
-def test_fresh_entropy_critic_counts_the_steps_of_the_mean_discount():
-    """`steps` of --center-entropy is gamma / (1 - gamma) if no episode terminates. Without it, a plain network."""
-    obs, action, discount = torch.randn(5, 3), torch.randn(5, 2), torch.tensor(0.75)
-    deviation, steps = dsac_e.EntropyCritic(3, 2, 8, center=True)(obs, action, discount)
-    assert (steps == 3).all() and deviation.std() > 0
-    torch.manual_seed(0)
-    critic = dsac_e.EntropyCritic(3, 2, 8)
-    torch.manual_seed(0)
-    net = dsac_e.mlp(1, 5, 1, 8)
-    assert all(torch.equal(*weights) for weights in zip(critic.parameters(), net.parameters(), strict=True))
-    qe, steps = critic(obs, action, discount)
-    assert torch.equal(qe, net(torch.cat((obs, action), 1)[None])[0, :, 0]) and not steps.any()
+def test_fresh_steps_critic_counts_the_steps_of_the_mean_discount():
+    """gamma / (1 - gamma) if no episode terminates, in every state."""
+    critic = dsac_e.StepsCritic(3, 2, 8)
+    steps = critic(torch.randn(5, 3), torch.randn(5, 2), torch.tensor(0.75))
+    assert steps.tolist() == [3] * 5
+    steps.sum().backward()
+    assert critic.net[-1].weight.grad.any()

@@ -133,17 +133,17 @@ class TablePolicy(nn.Module):
         return h.unsqueeze(1), -h
 
 
-class TableEntropyCritic(nn.Module):
-    """EntropyCritic with a number for each state instead of a network; states are one-hot observations."""
+class TableCritic(nn.Module):
+    """A number for each state; states are one-hot observations. With mean_discount it is a StepsCritic."""
 
-    def __init__(self, deviation, relative_steps):
+    def __init__(self, values):
         super().__init__()
-        self.deviation = nn.Parameter(torch.tensor(deviation, dtype=torch.float64))
-        self.relative_steps = torch.tensor(relative_steps, dtype=torch.float64)
+        self.values = nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
-    def forward(self, obs, action, mean_discount):
-        steps = mean_discount / (1 - mean_discount) * (1 + obs @ self.relative_steps)
-        return obs @ self.deviation, steps
+    def forward(self, obs, action, mean_discount=None):
+        if mean_discount is None:
+            return obs @ self.values
+        return mean_discount / (1 - mean_discount) * (1 + obs @ self.values)
 
 
 class Parabola(nn.Module):
@@ -161,21 +161,23 @@ def table_agent(center_entropy, gamma, tau, h, qe, terminated=(0,), policy_lr=0.
     args = dsac_e.Args(env_id="Ant-v4", gamma=gamma, tau=tau, hidden_width=2, center_entropy=center_entropy)
     n, terminated = len(terminated), torch.tensor(terminated).double()
     agent = dsac_e.Agent(args, n, -np.ones(1), np.ones(1)).double()
-    steps = gamma / (1 - gamma) * (1 - terminated)
-    mean_discount = (gamma * (1 - terminated)).mean()
-    relative_steps = steps * (1 - mean_discount) / mean_discount - 1
-    deviation = [0.0] * n if center_entropy else (qe * (1 - terminated)).tolist()
     agent.policy, agent.target_policy = TablePolicy(h), TablePolicy(h)
-    agent.entropy_critic = TableEntropyCritic(deviation, relative_steps.tolist())
-    agent.target_entropy_critic = TableEntropyCritic(deviation, relative_steps.tolist())
     agent.critics = agent.target_critics = Parabola()
+    deviation = [0.0] * n if center_entropy else (qe * (1 - terminated)).tolist()
+    agent.entropy_critic, agent.target_entropy_critic = TableCritic(deviation), TableCritic(deviation)
     if center_entropy:
+        steps, mean_discount = gamma / (1 - gamma) * (1 - terminated), (gamma * (1 - terminated)).mean()
+        relative_steps = (steps * (1 - mean_discount) / mean_discount - 1).tolist()
+        agent.steps_critic, agent.target_steps_critic = (
+            TableCritic(relative_steps),
+            TableCritic(relative_steps),
+        )
         agent.mean_entropy.fill_(qe / steps.max())
         agent.mean_discount.fill_(mean_discount)
-    agent.critic_weights = [agent.entropy_critic.deviation]
+    agent.critic_weights = [agent.entropy_critic.values]
     agent.policy_weights = [agent.policy.h, agent.log_alpha]
-    agent.online_weights = [agent.policy.h, agent.entropy_critic.deviation]
-    agent.target_weights = [agent.target_policy.h.detach(), agent.target_entropy_critic.deviation.detach()]
+    agent.online_weights = [agent.policy.h, agent.entropy_critic.values]
+    agent.target_weights = [agent.target_policy.h.detach(), agent.target_entropy_critic.values.detach()]
     rates = zip((*agent.critic_weights, *agent.policy_weights), (0.5 * n, policy_lr, alpha_lr), strict=True)
     agent.optimizer = torch.optim.SGD([{"params": [weight], "lr": lr} for weight, lr in rates], 0.0)
     states, zeros = torch.eye(n).double(), torch.zeros(n).double()

@@ -1,13 +1,15 @@
-"""The command line: mistakes cost one line, printed commands work."""
+"""The command line: mistakes cost one line, arguments have an effect, printed commands work."""
 
+import math
 import re
-import shlex
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
-from environments import ROOT, SCRIPTS, TESTS, RecordingEnv, load, main, options, train
+from environments import RecordingEnv
+from scripts import ROOT, SCRIPTS, TESTS, command_in, load, main, options, train
 
 
 @pytest.mark.parametrize("words, says", [
@@ -33,41 +35,68 @@ from environments import ROOT, SCRIPTS, TESTS, RecordingEnv, load, main, options
 def test_one_line(tmp_path, monkeypatch, words, says):
     """Exit code 1, and a start that fails leaves nothing behind."""
     monkeypatch.chdir(tmp_path)
-    message = main("dsac_e", options("Recording", tmp_path / "run") + words.split())
-    assert re.search(says, message) and "\n" not in message
+    assert main("dsac_e", options("Recording", tmp_path / "run") + words.split()).fails_with(says)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("words", ["--no-such-option", "--seed x", "--no-res --total-timesteps 0"])
-def test_errors_of_the_parser(words, capsys):
-    assert main("dsac_e", words.split()) == 2
-    assert words.split()[0] in capsys.readouterr().err
 
 
 def test_smallest_values(tmp_path):
     words = {"gamma": 0, "learning_starts": 0, "rho": 0, "num_envs": 1, "batch_size": 1, "total_timesteps": 3,
              "eval_episodes": 1, "eval_interval": 1, "checkpoint_interval": 1, "tau": 1, "buffer_size": 1}  # fmt: skip
-    assert train("Recording", tmp_path / "run", **words) is None
+    assert train("Recording", tmp_path / "run", **words).code == 0
     assert load(tmp_path / "run")["step"] == 3
+
+
+@pytest.mark.parametrize("script", ["dsac_e", "dsac_t", "sac"])
+def test_initial_alpha(tmp_path, script):
+    """Before the first update."""
+    train("Recording", tmp_path, script, learning_starts=99, initial_alpha=0.3)
+    assert load(tmp_path)["agent"]["log_alpha"].item() == pytest.approx(math.log(0.3))
+
+
+OWN_MODULE = f"""
+    import multiprocessing
+    import os
+    import sys
+    import time
+
+    import gymnasium
+
+    os.chdir({str(TESTS)!r})
+    sys.path.append(os.getcwd())
+    from environments import GlobalRandomEnv
+
+    # At exit, Python terminates this process and waits for it.
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(90,), daemon=True)
+
+
+    class OwnEnv(GlobalRandomEnv):
+        def reward(self):
+            if process.pid is None:
+                process.start()
+            return super().reward()
+
+
+    gymnasium.register("Own-v3", OwnEnv)
+"""
 
 
 def test_default_directory_and_module_in_the_working_directory(tmp_path):
     """As a user starts it, with an id without version and a task that changes the directory and forks a process."""
-    own = f"import functools, multiprocessing, os, sys, time; os.chdir({str(TESTS)!r}); sys.path.append(os.getcwd()); "
-    own += "process = multiprocessing.get_context('fork').Process(target=time.sleep, args=(90,), daemon=True); import environments"
-    own += "\nenvironments.GlobalRandomEnv.reward = lambda self, start=functools.cache(process.start): start() or 1"
-    (tmp_path / "own.py").write_text(own)  # at exit, Python terminates the process and waits for it
-    words = options("Recording", None) + ["--env-id", "own:GlobalRandom"]
-    command = [sys.executable, ROOT / "sac.py", *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "GlobalRandom-v0 on cpu, step 0;" in done.stdout
-    assert load(tmp_path / "runs/own-GlobalRandom__sac__0")["step"] == 100
-    words = [*command[:2], "--env-id", "own:GlobalRandom", "--evaluate"]  # with the run's number of episodes
-    again = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
-    assert again.stdout == re.search(r"step 100: return .*\n", done.stdout)[0]
-    done = subprocess.run([*command, "--gamma", "2"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and not done.stdout
+
+    def run(*words):
+        command = [sys.executable, ROOT / "sac.py", "--env-id", "own:Own", *words]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    (tmp_path / "own.py").write_text(textwrap.dedent(OWN_MODULE))
+    words = options("Recording", None, env_id=None)
+    trained = run(*words)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert "Own-v3 on cpu" in trained.stdout
+    assert load(tmp_path / "runs/own-Own__sac__0")["step"] == 100
+    again = run("--evaluate")  # with the run's arguments
+    assert again.stdout == re.search(r"step 100: return .*\n", trained.stdout)[0]
+    refused = run(*words, "--gamma", "2")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1 and not refused.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -76,15 +105,15 @@ def test_evaluate(tmp_path, script, capsys):
     run_dir = tmp_path / "it's a run"
     train("GlobalRandom", run_dir, script)
     trained = capsys.readouterr().out
-    command = re.search(r"to resume, extend or --evaluate: (python .*)", trained)[1]
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
-    words = shlex.split(command)
-    assert words[:2] == ["python", f"{script}.py"] and main(script, [*words[2:], "--evaluate"]) is None
+    python, file, *words = command_in(trained)
+    assert (python, file) == ("python", f"{script}.py")
+    assert main(script, [*words, "--evaluate"]).code == 0
     assert RecordingEnv.copies == 2
     assert capsys.readouterr().out == re.search(r"step 100: return .*\n", trained)[0]
     assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
     for more in (["--seed", "9"], ["--eval-episodes", "3"]):
-        assert main(script, ["--run-dir", run_dir, "--evaluate", *more]) is None
+        assert main(script, ["--run-dir", run_dir, "--evaluate", *more]).code == 0
         assert capsys.readouterr().out not in trained
     assert RecordingEnv.copies == 3
 
@@ -92,5 +121,5 @@ def test_evaluate(tmp_path, script, capsys):
 def test_auto_selects_the_gpu(tmp_path, monkeypatch, capsys):
     """If there is none, this is an error."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    message = train("Recording", tmp_path / "run", device="auto")
-    assert " on cuda" in f"{message} {capsys.readouterr().out}"
+    result = train("Recording", tmp_path / "run", device="auto")
+    assert " on cuda" in result.message + capsys.readouterr().out

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torch._inductor.config
-from environments import load, train
 from reference import DEVICES, every_script
+from scripts import load, train
 
 import sac
 
@@ -52,7 +52,7 @@ def test_a_failing_compilation(tmp_path, monkeypatch, capsys, error):
 
     monkeypatch.setattr(sac, "COMPILE_FROM", 20)
     monkeypatch.setattr(torch, "compile", fail)
-    assert train("Recording", tmp_path, "sac", compile=True) is None
+    assert train("Recording", tmp_path, "sac", compile=True).code == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if "continuing in eager mode" in line]
     assert str(error).partition("\n")[0] in line and load(tmp_path)["finished"]
@@ -62,6 +62,7 @@ def test_a_failing_compilation(tmp_path, monkeypatch, capsys, error):
 def test_short_runs_and_no_compile(tmp_path, monkeypatch, capsys, arguments):
     """Also the short rest of a long run."""
     monkeypatch.setattr(sac, "COMPILE_FROM", 30)
-    assert train("Recording", tmp_path, "sac", **arguments) is None
-    assert train("Recording", tmp_path, "sac", total_timesteps=120, compile=not arguments["compile"]) is None
+    assert train("Recording", tmp_path, "sac", **arguments).code == 0
+    other = {"total_timesteps": 120, "compile": not arguments["compile"]}
+    assert train("Recording", tmp_path, "sac", **other).code == 0
     assert "compiling" not in capsys.readouterr().out

@@ -1,16 +1,18 @@
 """What TensorBoard shows is what the names say."""
 
 import pytest
-from environments import SCRIPTS, RecordingEnv, scalars, train
+from environments import RecordingEnv
+from scripts import SCRIPTS, scalars, train
 
 import dsac_e
 
 COMMON = """charts/SPS charts/episodic_return charts/episodic_length eval/episodic_return eval/episodic_return_std
-eval/episodic_length losses/pev losses/pim critic/q_mean critic/q_std critic/target_mean critic/target_std"""
+eval/episodic_length losses/pim critic/q_mean critic/q_std critic/target_mean critic/target_std"""
 TEMPERATURE = "losses/tup losses/alpha entropy/policy_mean entropy/policy_std entropy/budget"
-SIGMA = "critic/sigma_mean critic/sigma_std"
+PEV = "losses/pev"
+SIGMA = "critic/sigma_mean critic/sigma_std critic/td_error_mean critic/td_error_std"
 ENTROPY_CRITIC = "losses/pis entropy/qe_mean entropy/qe_std entropy/trajectory_mean entropy/trajectory_std"
-TAGS = {"td3": COMMON, "sac": f"{COMMON} {TEMPERATURE}", "dsac_t": f"{COMMON} {TEMPERATURE} {SIGMA}",
+TAGS = {"td3": f"{COMMON} {PEV}", "sac": f"{COMMON} {PEV} {TEMPERATURE}", "dsac_t": f"{COMMON} {TEMPERATURE} {SIGMA}",
         "dsac_e": f"{COMMON} {TEMPERATURE} {SIGMA} {ENTROPY_CRITIC}"}  # fmt: skip
 
 
@@ -37,11 +39,11 @@ def test_values(tmp_path, monkeypatch):
     assert list(log["losses/pim"]) == list(range(40, 240, 20))
     for step in log["losses/pim"]:
         values = logs[step // 2 - 20]  # of the iteration that begins at this step
-        for tag in ("critic/q", "critic/sigma", "critic/target", "entropy/qe", "entropy/policy"):
+        for tag in ("critic/q", "critic/sigma", "critic/td_error", "entropy/qe", "entropy/policy"):
             array = values[tag].double().numpy()
             assert log[f"{tag}_mean"][step] == pytest.approx(array.mean(), rel=1e-5)
             assert log[f"{tag}_std"][step] == pytest.approx(array.std(), rel=1e-4)
-        for tag in ("losses/pev", "losses/pis", "losses/pim", "losses/tup", "losses/alpha", "entropy/budget"):
+        for tag in ("losses/pis", "losses/pim", "losses/tup", "losses/alpha", "entropy/budget"):
             assert log[tag][step] == pytest.approx(float(values[tag]))
         last = step // 2  # the last episode of both environments; the return of episode i is 100 i + 1
         episodes = range(max(0, last - 49), last + 1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from environments import load, train
+from scripts import load, train
 
 from sac import ReplayBuffer
 

@@ -3,7 +3,8 @@
 import shutil
 import signal
 
-from environments import RecordingEnv, call_at, equal, load, train
+from environments import RecordingEnv
+from scripts import Moment, call_at, equal, load, train
 
 
 def test_equal_seeds_give_equal_runs(tmp_path):
@@ -35,11 +36,11 @@ def test_environments_do_not_share_seeds(tmp_path):
 
 
 def test_a_checkpoint_determines_the_rest_of_the_run(tmp_path, monkeypatch):
-    call_at(monkeypatch, 80, lambda: signal.raise_signal(signal.SIGTERM))
-    assert train("Recording", tmp_path / "a") == 128 + signal.SIGTERM
+    call_at(monkeypatch, Moment.LEARNING, lambda: signal.raise_signal(signal.SIGTERM))
+    assert train("Recording", tmp_path / "a").code == 128 + signal.SIGTERM
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     seeds = RecordingEnv.seeds.copy()
     for name in "ab":
-        assert train("Recording", tmp_path / name) is None
+        assert train("Recording", tmp_path / name).code == 0
         assert not set(seeds) & set(RecordingEnv.seeds[:2])  # of the training environments
     assert equal(load(tmp_path / "a"), load(tmp_path / "b"))

@@ -5,7 +5,10 @@ import importlib
 import numpy as np
 import pytest
 import torch
-from environments import RecordingEnv, load, scalars, train
+from environments import RecordingEnv
+from scripts import load, scalars, train
+
+import dsac_e
 
 
 def columns(run_dir):
@@ -13,10 +16,10 @@ def columns(run_dir):
     return torch.split(load(run_dir)["replay"], (3, 2, 3, 1, 1), dim=1)
 
 
-@pytest.mark.parametrize("env", ["Recording", "Reusing", "Mutating", "Infos"])
+@pytest.mark.parametrize("env", ["Recording", "Reusing", "ReusingFloat64", "Mutating", "Infos"])
 def test_each_transition_is_stored_as_it_happened(tmp_path, env):
     """The last observation of an episode is stored, not the first of the next; truncation is not termination."""
-    assert train(env, tmp_path) is None
+    assert train(env, tmp_path).code == 0
     obs, action, next_obs, reward, terminated = columns(tmp_path)
     assert len(obs) == 100 and obs.untyped_storage().nbytes() == 100 * 10 * 4  # the file has no unused rows
     expected = {0: (0, 0), 1: (0, 0)}  # (episode, time) of the next observation of each copy
@@ -31,13 +34,17 @@ def test_each_transition_is_stored_as_it_happened(tmp_path, env):
         expected[copy] = (episode + 1, 0) if time == (2, 4)[episode % 2] else (episode, time + 1)
 
 
-def test_an_evaluation_counts_the_first_episode_of_each_environment(tmp_path, capsys):
-    train("Staggered", tmp_path, eval_interval=1000)
+def test_an_evaluation_counts_the_first_episode_of_each_environment(tmp_path, monkeypatch, capsys):
+    """Two of them end after 3 steps, the others are cut off after 20."""
+    monkeypatch.setattr(dsac_e, "EVAL_LIMIT", 20)
+    train("Endless", tmp_path, eval_interval=1000, eval_episodes=4)
+    assert RecordingEnv.copies == 2 + 4
     log = scalars(tmp_path)
-    assert log["eval/episodic_length"][0] == 3.5  # 2 and 5 steps
-    assert log["eval/episodic_return"][0] == 9  # the mean of 1 + 2 and 1 + ... + 5
-    assert log["eval/episodic_return_std"][0] == 6
-    assert "step 0: return 9.0 +- 6.0\n" in capsys.readouterr().out
+    assert log["eval/episodic_length"][0] == (3 + 20) / 2
+    assert log["eval/episodic_return"][0] == 108  # the mean of 1 + 2 + 3 and 1 + ... + 20
+    assert log["eval/episodic_return_std"][0] == 102
+    out = capsys.readouterr().out
+    assert "step 0: return 108.0 +- 102.0\n" in out and "cut off after 20 steps" in out
 
 
 @pytest.mark.parametrize("script, scale", [("dsac_e", None), ("td3", 0.0), ("td3", 0.3)])

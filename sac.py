@@ -270,10 +270,10 @@ from tqdm import tqdm
 
 ALGORITHM = Path(__file__).stem  # a copy under another name has runs of its own
 CODE = f"{ALGORITHM}.py {zlib.crc32(Path(__file__).read_bytes()):08x}, torch {torch.__version__}"
-LOG_INTERVAL = 50  # policy updates between log entries
+LOG_INTERVAL = 50  # vector steps between log entries, times policy_delay
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
-SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # independent random streams of one --seed
+SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # random streams of one --seed
 MAY_BE_ZERO = {"seed", "gamma", "rho", "learning_starts", "env_threads",
                "exploration_noise", "target_noise", "noise_clip"}  # fmt: skip
 MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "env_threads",
@@ -300,7 +300,7 @@ class CheckedEnv(gym.Wrapper):
     def step(self, action):
         if self.begun is None:
             obs, reward, terminated, truncated, _ = self.env.step(self.clipped(action))
-        else:
+        else:  # begin() has passed on the action
             begun = self.begun
             self.begun = None
             obs, reward, terminated, truncated, _ = begun.result()
@@ -392,14 +392,15 @@ def handle_signals(cleanup: contextlib.ExitStack) -> list[int]:
     """
     stop = []
     pid = os.getpid()
+    interruptible = {CheckedEnv.reset.__code__, CheckedEnv.step.__code__}  # but not an update or a save
 
     def handle(number, frame):
         if os.getpid() != pid:  # a process that an environment has forked
             os._exit(128 + number)
         stop.append(number)
-        callers = {caller.f_code for caller, _ in traceback.walk_stack(frame)}
-        if len(stop) > 1 and callers & {CheckedEnv.reset.__code__, CheckedEnv.step.__code__}:
-            raise KeyboardInterrupt  # in an environment, but not in an update or a save
+        executing = {caller.f_code for caller, _ in traceback.walk_stack(frame)}
+        if len(stop) > 1 and executing & interruptible:
+            raise KeyboardInterrupt
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
@@ -498,7 +499,10 @@ class Trainer:
     """A run in its directory: environments, agent, replay buffer, log. `step` decides what happens next."""
 
     def __init__(self, args: Args, run_dir: Path, policy_file: dict | None, cleanup: contextlib.ExitStack):
-        self.args, self.run_dir, self.step, self.finished = args, run_dir, 0, False
+        self.args, self.run_dir = args, run_dir
+        self.step = 0  # environment steps
+        self.finished = False
+        self.interrupted = False  # by a second signal
         seed_all(args.seed, SEED_WEIGHTS)
         cores = torch.get_num_threads()  # or OMP_NUM_THREADS
         if "OMP_NUM_THREADS" not in os.environ:
@@ -513,20 +517,20 @@ class Trainer:
         self.code = CODE
         self.seconds = []  # durations of the iterations with an update since the last log entry
         try:
+            agent = Agent(args, obs_dim, box.low, box.high)
+        except ValueError as error:  # the entropy budget
+            sys.exit(f"cannot train on {args.env_id}: {error}")
+        try:
             self.buffer = ReplayBuffer(args.buffer_size, obs_dim, len(box.low), device)
-            self.agent = Agent(args, obs_dim, box.low, box.high).to(device)
             cleanup.enter_context(filelock.FileLock(run_dir / "run.lock", blocking=False))  # makes run_dir
-            if checkpoint := read(run_dir / "checkpoint.pt"):
-                self.agent.load_state_dict(checkpoint["agent"])
-                self.agent.optimizer.load_state_dict(checkpoint["optimizer"])
-                self.step, self.code = checkpoint["step"], checkpoint["code"]
-                self.buffer.rows[: self.step] = checkpoint["replay"]
-                self.buffer.added = self.step
         except filelock.Timeout:
             sys.exit(f"another process is training in {run_dir}; if none is, delete run.lock")
-        except (AssertionError, OSError, RuntimeError, ValueError) as error:  # memory, budget, networks
-            sys.exit(f"cannot train in {run_dir} on {device}: {' '.join(str(error).split())}")
+        except (AssertionError, OSError, RuntimeError) as error:  # device, memory, directory
+            sys.exit(f"cannot train in {run_dir} on {device}: {error}")
+        self.agent = agent.to(device)
         self.use_threads(cleanup, cores)
+        if policy_file:
+            self.resume()
         self.save()  # a directory with an event file, but without policy.pt would be refused
         print(f'{self.envs.spec.id} on {device}, step {self.step}; tensorboard --logdir "{run_dir}"')
         half_range = self.agent.policy.half_range
@@ -539,6 +543,20 @@ class Trainer:
         self.bar = cleanup.enter_context(tqdm(initial=self.step, total=args.total_timesteps, unit="step",
                                               unit_scale=True, disable=None))  # fmt: skip
 
+    def resume(self):
+        checkpoint = read(self.run_dir / "checkpoint.pt")
+        if checkpoint is None:
+            print(f"note: there is no checkpoint.pt in {self.run_dir}, training starts over")
+            return
+        try:
+            self.agent.load_state_dict(checkpoint["agent"])
+            self.agent.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            sys.exit(f"cannot resume {self.run_dir} with other networks: {' '.join(str(error).split())}")
+        self.step, self.code = checkpoint["step"], checkpoint["code"]
+        self.buffer.rows[: self.step] = checkpoint["replay"]
+        self.buffer.added = self.step
+
     def use_threads(self, cleanup: contextlib.ExitStack, cores: int):
         """Lets threads step the environments; MuJoCo releases Python's lock while it simulates.
 
@@ -549,7 +567,7 @@ class Trainer:
             threads = cores - (1 if self.buffer.rows.is_cuda else torch.get_num_threads())
         if threads is not None and threads > 0:
             pool = ThreadPoolExecutor(threads)
-            cleanup.callback(pool.shutdown, wait=False)  # a step may hang
+            cleanup.callback(lambda: pool.shutdown(wait=not self.interrupted))
             for env in (*self.envs.unwrapped.envs, *self.eval_envs.unwrapped.envs):
                 env.pool = pool
 
@@ -571,7 +589,7 @@ class Trainer:
         # Last, because policy.pt says whether the run is finished.
         write(self.run_dir / "policy.pt", dict(run, policy=self.agent.policy.state_dict()))
 
-    def evaluate(self):
+    def evaluate_policy(self):
         self.save()  # for --evaluate and --capture-video of a run that is training
         seed = seed_all(self.args.seed, SEED_EVALUATION, self.step)
         returns, lengths = evaluate(self.agent.policy, self.eval_envs, seed, self.stop)
@@ -604,7 +622,7 @@ class Trainer:
         remaining_updates = (args.total_timesteps - self.step) // args.num_envs * args.updates_per_step
         compiling = args.compile and remaining_updates > COMPILE_FROM
         obs, _ = envs.reset(seed=seed_all(args.seed, SEED_TRAINING, self.step))
-        self.evaluate()
+        self.evaluate_policy()
         while self.step < args.total_timesteps and not self.stop:
             learning = self.step >= max(args.learning_starts, args.num_envs)
             if learning and compiling:
@@ -631,9 +649,10 @@ class Trainer:
                 self.log(log)
             self.step += args.num_envs
             self.bar.update(args.num_envs)
-            if not self.stop and (self.due(args.eval_interval) or self.step >= args.total_timesteps):
-                self.evaluate()
-            if not self.stop and self.due(args.checkpoint_interval):
+            ends = self.step >= args.total_timesteps
+            if not self.stop and (ends or self.due(args.eval_interval)):
+                self.evaluate_policy()
+            if not self.stop and not ends and self.due(args.checkpoint_interval):
                 self.save(replay=True)
         self.finished = not self.stop
 
@@ -649,13 +668,16 @@ def train(args: Args, run_dir: Path, policy_file: dict | None):
     with contextlib.ExitStack() as cleanup:
         trainer = Trainer(args, run_dir, policy_file, cleanup)
         try:
-            with contextlib.suppress(KeyboardInterrupt):  # a second signal
-                trainer.train()
+            trainer.train()
+        except KeyboardInterrupt:  # a second signal
+            trainer.interrupted = True
         finally:  # also after an exception
             trainer.save(replay=True)
     again = f'python "{sys.argv[0]}" --run-dir "{run_dir}"'
     if trainer.stop:  # on stderr, because Ctrl-C also ends tee in "... | tee log"
         print(f"stopped at step {trainer.step}; to resume, extend or --evaluate: {again}", file=sys.stderr)
+        if trainer.interrupted:
+            os._exit(128 + trainer.stop[0])  # sys.exit would wait for a thread that hangs
         sys.exit(128 + trainer.stop[0])
     print(f"finished at step {trainer.step}; to resume, extend or --evaluate: {again}")
 
@@ -711,7 +733,7 @@ def check_arguments(args: Args):
 
 
 def with_saved_arguments(args: Args, run_dir: Path, policy_file: dict) -> Args:
-    """Arguments that are not given come from the run; exits if training would change the others."""
+    """With --run-dir or to evaluate, the run's are the defaults. Exits if training would change its own."""
     saved = {name: value for name, value in policy_file["args"].items() if name in vars(args)}
     if policy_file.get("code") != CODE:
         # Not refused: a run of three days must survive a correction of the script or an update of PyTorch.

@@ -131,6 +131,26 @@ class SlowEnv(RecordingEnv):
         return super().reward()
 
 
+class HangingStepEnv(RecordingEnv):
+    """Hangs in the iteration that begins at step 88 of a run of the sizes SMALL."""
+
+    def reward(self):
+        if self.hangs():
+            print("hangs")
+            time.sleep(600)
+        return super().reward()
+
+    def hangs(self):
+        return self.copy == 1 and len(RecordingEnv.actions[1]) == 45
+
+
+class HangingEvaluationEnv(HangingStepEnv):
+    """Hangs in the evaluation at step 50, the second one of three steps."""
+
+    def hangs(self):
+        return self.copy == 3 and len(RecordingEnv.actions[3]) == 4
+
+
 # Faulty values
 
 

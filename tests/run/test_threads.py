@@ -1,14 +1,14 @@
 """--env-threads and a second signal: the same run, and nothing lost when a step fails or hangs in a thread."""
 
-import os
 import signal
+import subprocess
 import threading
 import time
 
 import pytest
 import torch
 from environments import RecordingEnv
-from scripts import Moment, call_at, equal, load, main, options, scalars, train
+from scripts import Moment, call_at, equal, load, main, options, scalars, start, train
 
 import dsac_e
 
@@ -68,27 +68,18 @@ def test_an_exception_in_a_thread_saves(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [0, 1])
-@pytest.mark.parametrize("moment", [Moment.LEARNING, Moment.EVALUATION])
-def test_a_second_signal_interrupts_an_environment_that_hangs(tmp_path, monkeypatch, moment, threads):
-    """The first one waits for the step. What was learned is saved."""
-    hangs = threading.Event()
-
-    def hang():
-        threading.Thread(target=signals, daemon=True).start()
-        hangs.wait(60)
-
-    def signals():
-        for _ in range(2):
-            time.sleep(0.3)
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        call_at(patch, moment, hang)
-        start = time.monotonic()
-        assert train("Recording", tmp_path, env_threads=threads).code == 128 + signal.SIGTERM
-        assert 0.5 < time.monotonic() - start < 50
-    hangs.set()
-    assert load(tmp_path)["step"] == moment.value[1] and load(tmp_path)["replay"].isfinite().all()
+@pytest.mark.parametrize("env, step", [("HangingStep", 88), ("HangingEvaluation", 50)])
+def test_a_second_signal_interrupts_an_environment_that_hangs(tmp_path, env, step, threads):
+    """The first one waits for the environment. What was learned is saved, and the process ends."""
+    process = start(env, tmp_path, "dsac_e", env_threads=threads)
+    while "hangs" not in process.stdout.readline():
+        assert process.poll() is None
+    process.terminate()
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert load(tmp_path)["step"] == step and load(tmp_path)["replay"].isfinite().all()
 
 
 @pytest.mark.parametrize("mujoco, threads, device, started", [

@@ -286,16 +286,13 @@ class Agent(nn.Module):
         self.descend(self.critic_weights, gradients)
         for name, mean in running_means.items():
             getattr(self, name).copy_(mean)
-        if not update_policy:
-            return log
-
-        gradients, policy_log = self.pim_tup_gradients(batch)
-        self.descend(self.policy_weights, gradients)
-        with torch.no_grad():
-            # [ours] Without limits log(alpha) may drift until exp overflows or Adam's epsilon slows it down.
-            self.log_alpha.clamp_(-15, 15)
-            torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
-        log.update(policy_log)
+        if update_policy:
+            gradients, policy_log = self.pim_tup_gradients(batch)
+            self.descend(self.policy_weights, gradients)
+            with torch.no_grad():
+                self.log_alpha.clamp_(-15, 15)  # [ours] beyond, exp overflows or Adam's epsilon slows it down
+                torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
+            log.update(policy_log)
         return log
 
     def pev_pis_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict, dict]:
@@ -834,25 +831,22 @@ def evaluate_run(args: Args, run_dir: Path, policy_file: dict):
 
 def check_arguments(args: Args):
     """Exits with one line if a value is impossible."""
+
+    def require(valid: bool, rule: str):
+        if not valid:
+            sys.exit(rule)
+
     for name, value in vars(args).items():
         if type(value) in (int, float):
             option = f"--{name.replace('_', '-')} {value}"
-            if value < 0 or (value == 0 and name not in MAY_BE_ZERO):
-                sys.exit(f"{option} must be positive")
-            if not value < 2**62:  # also NaN
-                sys.exit(f"{option} is not a number, or too large")
-    buffer_size = f"must not exceed --buffer-size {args.buffer_size}"
-    if args.num_envs > args.buffer_size:
-        sys.exit(f"--num-envs {args.num_envs} {buffer_size}")
-    if args.batch_size > args.buffer_size:
-        sys.exit(f"--batch-size {args.batch_size} {buffer_size}")
-    if args.learning_starts >= args.total_timesteps:
-        steps = args.total_timesteps
-        sys.exit(f"--learning-starts {args.learning_starts} must be less than --total-timesteps {steps}")
-    if args.gamma >= 1:
-        sys.exit(f"--gamma {args.gamma} must be less than 1")
-    if args.tau > 1:
-        sys.exit(f"--tau {args.tau} must not exceed 1")
+            require(abs(value) < 2**62, f"{option} is not a number or too large")  # NaN fails, too
+            require(value > 0 or (value == 0 and name in MAY_BE_ZERO), f"{option} must be positive")
+    require(args.gamma < 1, f"--gamma {args.gamma} must be less than 1")
+    require(args.tau <= 1, f"--tau {args.tau} must not exceed 1")
+    require(args.num_envs <= args.buffer_size, f"--num-envs {args.num_envs} exceeds --buffer-size")
+    require(args.batch_size <= args.buffer_size, f"--batch-size {args.batch_size} exceeds --buffer-size")
+    starts, total = args.learning_starts, args.total_timesteps
+    require(starts < total, f"--learning-starts {starts} must be less than --total-timesteps {total}")
 
 
 def with_saved_arguments(args: Args, run_dir: Path, policy_file: dict) -> Args:

@@ -47,7 +47,7 @@ def test_a_changed_script_resumes_with_a_note(tmp_path, my_idea, capsys):
     train("Recording", run_dir, "my_idea", total_timesteps=60)
     train("Recording", run_dir, "my_idea", total_timesteps=80)
     assert "note" not in capsys.readouterr().err
-    my_idea("self.log_alpha.clamp_(-15, 15)", "self.log_alpha.clamp_(-14, 14)")
+    my_idea("log_alpha.clamp_(-15, 15)", "log_alpha.clamp_(-14, 14)")
     for words in (["--total-timesteps", "100"], [], ["--evaluate"]):
         assert main("my_idea", ["--run-dir", run_dir, *words]).code == 0
         note = re.search(

@@ -131,7 +131,7 @@ class Policy(nn.Module):
 class TwinCritics(nn.Module):
     """Action values: obs (B, S), action (B, A) -> Q (n, B)."""
 
-    n = 2  # number of critics
+    n = 2  # number of critics; nothing else depends on it
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):
         super().__init__()
@@ -401,7 +401,7 @@ def handle_signals(cleanup: contextlib.ExitStack) -> list[int]:
 
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores it
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as by nohup
             cleanup.callback(signal.signal, number, signal.signal(number, handle))
     return stop
 
@@ -424,7 +424,10 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[i
 
 
 class ReplayBuffer:
-    """Ring buffer of transitions, one row each, so that a batch is a single gather."""
+    """Ring buffer of transitions, one row each, so that a batch is a single gather.
+
+    Transition i is of environment i % num_envs. Its successor is i + num_envs, unless the episode or run ended.
+    """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str | torch.device):
         self.widths = (obs_dim, action_dim, obs_dim, 1, 1)
@@ -545,13 +548,14 @@ class Trainer:
         if checkpoint is None:
             print(f"note: there is no checkpoint.pt in {self.run_dir}, training starts over")
             return
+        self.step, self.code = checkpoint["step"], checkpoint["code"]
         try:
             self.agent.load_state_dict(checkpoint["agent"])
             self.agent.optimizer.load_state_dict(checkpoint["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            sys.exit(f"cannot resume {self.run_dir} with other networks: {' '.join(str(error).split())}")
-        self.step, self.code = checkpoint["step"], checkpoint["code"]
-        self.buffer.rows[: self.step] = checkpoint["replay"]
+            self.buffer.rows[: self.step] = checkpoint["replay"]
+        except (RuntimeError, ValueError) as error:  # the script has been changed
+            reason = " ".join(str(error).split())[:200]
+            sys.exit(f"cannot resume {self.run_dir} with other networks or transitions: {reason}")
         self.buffer.added = self.step
 
     def use_threads(self, cleanup: contextlib.ExitStack, cores: int):

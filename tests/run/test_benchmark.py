@@ -33,8 +33,8 @@ run.mkdir(exist_ok=True)
 if seed == 0:
     print("an error")
     sys.exit(3)
-while seed == 1 and first:
-    time.sleep(0.05)
+if seed == 1 and first:
+    time.sleep(300)
 print("finished")
 """
 

@@ -63,7 +63,7 @@ def test_changed_networks_cannot_resume_and_keep_the_files(tmp_path, my_idea):
     train("Recording", tmp_path / "run", "my_idea", total_timesteps=60)
     before = load(tmp_path / "run")
     my_idea("for fan_in in (inputs, width, width):", "for fan_in in (inputs, width):")
-    assert train("Recording", tmp_path / "run", "my_idea").fails_with("cannot resume .* other networks")
+    assert train("Recording", tmp_path / "run", "my_idea").fails_with("cannot resume .* with other networks")
     assert load(tmp_path / "run")["step"] == before["step"] == 60
 
 

@@ -405,7 +405,7 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[i
 class ReplayBuffer:
     """Ring buffer of transitions, one row each, so that a batch is a single gather.
 
-    Transition i is of environment i % num_envs. Its successor is i + num_envs, unless the episode or run ended.
+    Transition i is of environment i % num_envs; its successor is i + num_envs, unless an episode ended.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str | torch.device):

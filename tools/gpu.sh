@@ -6,12 +6,12 @@ cd "$(dirname "$0")/.."
 out=$1
 mkdir -p "$out"
 for task in Humanoid-v4 HalfCheetah-v4 Ant-v4; do
-    timeout 100 python tools/iteration.py dsac_e.py "$task" 0 4 8 15 >"$out/iteration-$task.txt" 2>&1
+    timeout 70 python tools/iteration.py dsac_e.py "$task" 0 4 8 15 >"$out/iteration-$task.txt" 2>&1
 done
 for threads in 1 2 4 8 16; do # of torch, without the GPU
-    OMP_NUM_THREADS=$threads CUDA_VISIBLE_DEVICES="" timeout 60 \
+    OMP_NUM_THREADS=$threads CUDA_VISIBLE_DEVICES="" timeout 25 \
         python tools/iteration.py dsac_e.py Humanoid-v4 0 >"$out/torch-threads-$threads.txt" 2>&1
 done
-timeout 150 python -m pytest -n 4 tests/algorithm tests/run/test_compile.py tests/run/test_threads.py >"$out/tests.txt" 2>&1
-timeout --signal TERM 120 python dsac_e.py --env-id HalfCheetah-v4 --run-dir "$out/run" >"$out/run.txt" 2>&1
+timeout 120 python -m pytest -n 4 tests/algorithm tests/run/test_compile.py tests/run/test_threads.py >"$out/tests.txt" 2>&1
+timeout --signal TERM 100 python dsac_e.py --env-id HalfCheetah-v4 --run-dir "$out/run" >"$out/run.txt" 2>&1
 rm -f "$out/run/checkpoint.pt"

@@ -172,8 +172,8 @@ class StepsCritic(EntropyCritic):
 
     With it, --center-entropy learns Qe = deviation + mean_entropy * steps, where deviation is the Qe of the
     entropy less mean_entropy, a running mean. The sum is the same for every mean_entropy. But a change of the
-    entropy in all states reaches it at once through mean_entropy; through bootstrapped targets it would take
-    policy_delay / (tau (1 - gamma)) updates.
+    entropy in all states reaches it through mean_entropy as fast as that follows, in about policy_delay / tau
+    updates; through bootstrapped targets it takes policy_delay / (tau (1 - gamma)).
     """
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):

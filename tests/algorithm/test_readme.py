@@ -18,13 +18,13 @@ def q_target(reward, next_q, next_log_prob, terminated, alpha=0.0):
 
 def qe_target(next_qe, next_log_prob, terminated, current_step=0.0, mask=1.0):
     """The minimum of the script's own loss."""
-    qe = torch.zeros((), requires_grad=True)
+    qe = torch.zeros((), dtype=torch.float64, requires_grad=True)
     loss = dsac_e.pis(qe, next_qe, next_log_prob, GAMMA * (1 - mask * terminated))
     return -torch.autograd.grad(loss, qe)[0] / 2 - current_step * next_log_prob
 
 
 def alpha_loss(log_alpha, log_prob, qe, sign=-1.0, budget=-1 / (1 - GAMMA), factor=1.0):
-    return factor * dsac_e.tup(log_alpha, sign * log_prob + qe, torch.tensor(budget))
+    return factor * dsac_e.tup(log_alpha, sign * log_prob + qe, torch.tensor(budget).double())
 
 
 def mistaken(function, **change):

@@ -30,7 +30,7 @@ from matplotlib import pyplot as plt
 NAMES = {"dsac_e": "DSAC-E", "dsac_t": "DSAC-T", "sac": "SAC", "td3": "TD3"}
 NAMED = {"tec": True, "res": True, "center_entropy": False, "hidden_width": 256}  # with their defaults
 SHARED = ["env_id", "seed", "total_timesteps", "device", "compile", "run_dir", "evaluate", "capture_video"]
-SHARED += ["eval_interval", "eval_episodes", "checkpoint_interval"]  # may differ within a line
+SHARED += ["eval_interval", "eval_episodes", "checkpoint_interval", "env_threads"]  # may differ within a line
 RETURN, BUDGET = "eval/episodic_return", "entropy/budget"
 POLICY, TRAJECTORY = "entropy/policy_mean", "entropy/trajectory_mean"
 STEPS = "entropy/steps_mean"  # with --center-entropy
@@ -46,7 +46,7 @@ def read_run(run_dir: Path) -> tuple[dict, dict]:
     why = f" (last line of {log.name}: {last})" if last else ""
     try:
         saved = torch.load(run_dir / "policy.pt", map_location="cpu", weights_only=True)
-        run = {"algorithm": saved["algorithm"], **saved["args"]}
+        run = {"algorithm": saved["algorithm"], "updates_per_step": 1, **saved["args"]}  # 1: in older runs
     except Exception as error:  # torch.load raises many types for missing, damaged and foreign files
         raise ValueError(f"policy.pt cannot be read ({type(error).__name__}){why}") from error
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()  # 0: no sampling
@@ -64,7 +64,7 @@ def read_run(run_dir: Path) -> tuple[dict, dict]:
 
 def line_name(run: dict, alike: list[dict]) -> str:
     """Name of the line of a run; `alike`: all runs with its task and algorithm."""
-    line = NAMES[run["algorithm"]]
+    line = NAMES.get(run["algorithm"], run["algorithm"])
     for name in [*NAMED, *(name for name in run if name not in NAMED)]:
         value = run.get(name, NAMED.get(name))
         if name in NAMED:  # also if all runs have it: they may be compared with saved curves
@@ -193,7 +193,8 @@ def figure(curves: dict, lines: list[str], rows: list[tuple[str, str, str]], pat
 
 def main(paths: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),), out: Path = Path("plots")):
     curves = read(paths)
-    lines = sorted({line for _, line, _ in curves}, key=lambda x: ([*NAMES.values()].index(x.split()[0]), x))
+    order = {name: i for i, name in enumerate(NAMES.values())}  # then scripts of the user
+    lines = sorted({line for _, line, _ in curves}, key=lambda line: (order.get(line.split()[0], 9), line))
     out.mkdir(parents=True, exist_ok=True)
     figure(curves, lines, [(RETURN, "evaluation return", "linear")], out / "returns.png")
     rows = [("losses/alpha", "alpha", "log"), (POLICY, "policy entropy (nats)", "linear")]

@@ -40,8 +40,9 @@ def describe(run_dir: Path) -> list[str]:
     if saved["algorithm"] != "dsac_e":
         return [*row, "", ""]
     some, action = many[::SAMPLES], action[::SAMPLES].requires_grad_()
-    deviation, steps = agent.entropy_critic(some, action, agent.mean_discount)
-    qe = deviation + agent.mean_entropy * steps
+    qe = agent.entropy_critic(some, action)
+    if args.center_entropy:
+        qe = qe + agent.mean_entropy * agent.steps_critic(some, action, agent.mean_discount)
     q = agent.critics(some, action)[0].amin(0)
     by_qe, by_q = (torch.autograd.grad(value.sum(), action)[0].norm(dim=1).mean().item() for value in (qe, q))
     correlation = torch.corrcoef(torch.stack((entropy, qe.detach())))[0, 1].item()

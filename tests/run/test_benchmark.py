@@ -27,9 +27,9 @@ import os, pathlib, signal, sys, time
 run = pathlib.Path(sys.argv[sys.argv.index("--run-dir") + 1])
 seed = int(sys.argv[sys.argv.index("--seed") + 1])
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-print("seed", seed, os.environ.get("OMP_NUM_THREADS"), "threads", flush=True)
 first = not run.exists()
 run.mkdir(exist_ok=True)
+print("seed", seed, os.environ.get("OMP_NUM_THREADS"), "threads", flush=True)
 if seed == 0:
     print("an error")
     sys.exit(3)

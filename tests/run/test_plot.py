@@ -37,14 +37,17 @@ def test_a_resumed_run_is_one_curve(tmp_path):
     assert plot.read_run(tmp_path / "a")[1][plot.RETURN] == [(0, 1), (100, 2), (200, 3), (300, 4)]
 
 
-def test_lines_are_named_by_the_arguments_that_differ(tmp_path):
+def test_lines_are_named_by_the_arguments_that_differ(tmp_path, monkeypatch):
     log(tmp_path / "a", {0: 0}, "dsac_e", rho=5.0)
     log(tmp_path / "b", {0: 0}, "dsac_e", rho=20.0, seed=1, total_timesteps=50)
     log(tmp_path / "c", {0: 0}, "dsac_e", rho=5.0, seed=3)
     log(tmp_path / "d", {0: 0}, "dsac_e", rho=9.0, tec=False, env_id="Ant-v4")
+    log(tmp_path / "e", {0: 0}, "my_idea", env_id="Ant-v4")
+    log(tmp_path / "f", {0: 0}, "my_idea", env_id="Ant-v4", seed=1, updates_per_step=1, env_threads=3)  # newer
     lines = {(task, line): sorted(seeds) for (task, line, _), seeds in plot.read([tmp_path]).items()}
     hopper = {("Hopper-v4", "DSAC-E --rho 5"): [0, 3], ("Hopper-v4", "DSAC-E --rho 20"): [1]}
-    assert lines == hopper | {("Ant-v4", "DSAC-E --no-tec"): [0]}
+    assert lines == hopper | {("Ant-v4", "DSAC-E --no-tec"): [0], ("Ant-v4", "my_idea"): [0, 1]}
+    run_plot(monkeypatch, tmp_path, "--out", tmp_path / "out")
 
 
 def test_widths_are_separate_lines_in_runs_and_saved_curves(tmp_path, monkeypatch):

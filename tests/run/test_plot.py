@@ -43,7 +43,7 @@ def test_lines_are_named_by_the_arguments_that_differ(tmp_path, monkeypatch):
     log(tmp_path / "c", {0: 0}, "dsac_e", rho=5.0, seed=3)
     log(tmp_path / "d", {0: 0}, "dsac_e", rho=9.0, tec=False, env_id="Ant-v4")
     log(tmp_path / "e", {0: 0}, "my_idea", env_id="Ant-v4")
-    log(tmp_path / "f", {0: 0}, "my_idea", env_id="Ant-v4", seed=1, updates_per_step=1, env_threads=3)  # newer
+    log(tmp_path / "f", {0: 0}, "my_idea", env_id="Ant-v4", seed=1, updates_per_step=1, env_threads=3)
     lines = {(task, line): sorted(seeds) for (task, line, _), seeds in plot.read([tmp_path]).items()}
     hopper = {("Hopper-v4", "DSAC-E --rho 5"): [0, 3], ("Hopper-v4", "DSAC-E --rho 20"): [1]}
     assert lines == hopper | {("Ant-v4", "DSAC-E --no-tec"): [0], ("Ant-v4", "my_idea"): [0, 1]}

@@ -103,7 +103,8 @@ case ${1:-} in
     mkdir -p "$RUNS"
     file=$(mktemp "$RUNS/slurm-$2-XXXXXX")
     echo "$lines" >"$file"
-    # Two minutes before the time limit Slurm sends USR1 to the batch script. At scancel it sends TERM.
+    # Two minutes before the time limit Slurm sends USR1 to the batch script. At scancel it sends TERM, and
+    # KILL after its KillWait, which must be longer than a save.
     sbatch --array="1-$(grep -c "" "$file")${JOBS:+%$JOBS}" --requeue --signal=B:USR1@120 --open-mode=append \
         --output="$RUNS/slurm-%A_%a.out" --job-name="$2" "${@:3}" \
         --wrap "exec ./benchmark.sh --task $(printf %q "$file")" ;;

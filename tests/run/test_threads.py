@@ -4,7 +4,10 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from environments import RecordingEnv
@@ -51,6 +54,16 @@ def test_environments_step_during_the_update(tmp_path, monkeypatch):
         assert bool(("thread", 0) in log) == (threads > 0)
 
 
+def test_a_begun_step_is_made_once():
+    """step() completes what begin() has started; without begin() it makes a step of its own."""
+    env = dsac_e.CheckedEnv(gym.make("Recording-v0"))
+    env.reset()
+    with ThreadPoolExecutor(1) as env.pool:
+        env.begin(np.ones(2, np.float32))
+        times = [env.step(np.ones(2, np.float32))[0][2] for _ in range(2)]
+    assert times == [1, 2]
+
+
 @pytest.mark.parametrize("env", ["NanReward", "NanObservation"])
 def test_an_invalid_value_in_a_thread(tmp_path, env):
     results = [train(env, tmp_path / str(threads), env_threads=threads) for threads in (0, 2)]
@@ -94,7 +107,7 @@ def test_the_default_is_the_number_of_idle_cores_for_mujoco(
     monkeypatch.setattr(torch, "get_num_threads", lambda: state[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda number: state.__setitem__(0, number))
     monkeypatch.setattr(dsac_e, "ThreadPoolExecutor", lambda number: pools.append(number) or executor(1))
-    state, executor = [threads], __import__("concurrent.futures").futures.ThreadPoolExecutor
+    state, executor = [threads], ThreadPoolExecutor
     words = options("Recording", tmp_path, total_timesteps=4, learning_starts=2)
     if mujoco:
         words += ["--env-id", "InvertedPendulum-v5"]

@@ -101,16 +101,17 @@ def test_default_directory_and_module_in_the_working_directory(tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_evaluate(tmp_path, script, capsys):
-    """The printed command repeats the last evaluation of the run, which does not change."""
+    """The printed command repeats the last evaluation of the run, with its networks; the run does not change."""
     run_dir = tmp_path / "it's a run"
     train("GlobalRandom", run_dir, script)
     trained = capsys.readouterr().out
     before = {path: path.read_bytes() for path in run_dir.iterdir()}
     python, file, *words = command_in(trained)
     assert (python, file) == ("python", f"{script}.py")
-    assert main(script, [*words, "--evaluate"]).code == 0
-    assert RecordingEnv.copies == 2
-    assert capsys.readouterr().out == re.search(r"step 100: return .*\n", trained)[0]
+    for width in ([], ["--hidden-width", "99"]):
+        assert main(script, [*words, "--evaluate", *width]).code == 0
+        assert RecordingEnv.copies == 2
+        assert capsys.readouterr().out == re.search(r"step 100: return .*\n", trained)[0]
     assert {path: path.read_bytes() for path in run_dir.iterdir()} == before
     for more in (["--seed", "9"], ["--eval-episodes", "3"]):
         assert main(script, ["--run-dir", run_dir, "--evaluate", *more]).code == 0

@@ -16,10 +16,10 @@ the entropy of single steps at H0 = -A. With target networks at s', a' ~ pi_targ
   PIM  policy improvement    max over pi:    E[min Q_i(s, a) - alpha log pi(a|s)]
   TUP  temperature update    min over alpha: alpha (E[-log pi(a|s)] - H0)
 
-Three refinements: Q follows the expected target, not a sampled one; the twin with the smaller mean gives the
-target; clipping and gradient scale follow the mean of sigma, so that neither depends on the reward's scale.
+Three refinements: 1. Q follows the expected target, not a sampled one. 2. The twin with the smaller mean
+gives the target. 3. Clipping and gradient scale follow the mean of sigma, on any scale of the rewards.
 Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
-The algorithm ends at the line of = signs. Below it is the harness, identical in all four scripts.
+The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
 """
 
 import copy
@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOG_STD_MIN, LOG_STD_MAX = -20, 0.5  # of the Gaussian policy before the squash
+LOG_STD_MIN, LOG_STD_MAX = -20, 0.5  # of the Gaussian before the squash, as in the DSAC authors' code
 
 
 @dataclass
@@ -41,16 +41,16 @@ class Args:
 
     env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # Polyak rate of the target networks and of the running mean of sigma
+    tau: float = 0.005  # rate of the target networks (with the policy) and of the mean of sigma (each update)
     policy_delay: int = 2  # critic updates per update of policy, alpha and target networks
     policy_lr: float = 1e-4  # learning rate of the policy
     critic_lr: float = 1e-4  # learning rate of the critics
     alpha_lr: float = 3e-4  # learning rate of log(alpha)
-    initial_alpha: float = math.e  # alpha at the start of training
+    initial_alpha: float = math.e  # alpha at the start of training; log(alpha) = 1 as in DSAC
     hidden_width: int = 256  # units in each of the three hidden layers
     batch_size: int = 256  # transitions per update
     buffer_size: int = 1_000_000  # transitions in the replay buffer
-    learning_starts: int = 10_000  # environment steps with the initial policy before the first update
+    learning_starts: int = 10_000  # steps with the initial policy, not uniform actions, before updates
     num_envs: int = 20  # number of environments; a vector step is one step of each
     updates_per_step: int = 1  # updates per vector step
     total_timesteps: int = 30_000_000  # environment steps of the run
@@ -86,7 +86,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-limit, limit))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Both transposes give the weight's gradient the memory layout of the weight, which avoids a copy.
+        # Unlike x @ weight.mT, this gives the weight's gradient the memory layout of the weight: no copy.
         return (self.weight @ x.mT).mT + self.bias
 
 
@@ -104,7 +104,7 @@ class Policy(nn.Module):
     def __init__(self, obs_dim: int, low: np.ndarray, high: np.ndarray, hidden_width: int = 256):
         super().__init__()
         self.net = mlp(1, obs_dim, 2 * len(low), hidden_width)
-        # Not saved: a loaded policy acts within the bounds of the environment that it is made for.
+        # Not saved, because the environment gives them.
         self.register_buffer("center", torch.as_tensor((high + low) / 2).float(), persistent=False)
         self.register_buffer("half_range", torch.as_tensor((high - low) / 2).float(), persistent=False)
 
@@ -113,7 +113,7 @@ class Policy(nn.Module):
         mu, log_std = self.net(obs.unsqueeze(0)).squeeze(0).chunk(2, dim=-1)
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
-        log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2
+        log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2  # of u: noise = (u - mu) / std
         # log |d action / d u|: the density is per unit of the environment's own action, and so is H0.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
@@ -132,10 +132,10 @@ class Policy(nn.Module):
         return action.cpu().numpy()
 
 
-class TwinCritics(nn.Module):
+class Critics(nn.Module):
     """Gaussian value distributions N(Q, sigma^2): obs (B, S), action (B, A) -> Q (n, B), sigma (n, B)."""
 
-    n = 2  # number of critics; nothing else depends on it
+    n = 2  # twins; pev and pim take the smallest Q of any number
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):
         super().__init__()
@@ -147,7 +147,7 @@ class TwinCritics(nn.Module):
 
 
 def running_mean(mean: Tensor, new: Tensor, tau: float) -> Tensor:
-    """Exponential running mean with rate tau. A mean of 0 has no value yet and becomes the new one."""
+    """Exponential running mean with rate tau. 0 marks a mean without a value, which becomes the new one."""
     return torch.where(mean == 0, new, mean.lerp(new, tau))
 
 
@@ -159,27 +159,28 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
     q, sigma at (s, a) and next_q, next_sigma of the target critics at (s', a'), each (n, B); next_log_prob of
     a', reward, standard normal noise, discount = gamma (1 - d), each (B,); alpha (); mean_sigma (n,): running
     mean of sigma, initially 0.
-    Returns a loss that is only meaningful for its gradient, the new mean_sigma, the target of Q (1, B).
+    Returns the loss, the new mean_sigma, the target of Q (1, B).
     """
     with torch.no_grad():
-        # Twin value distributions: the target is the twin with the smaller mean.
+        # Refinement 2, twin value distributions: the target is the twin with the smaller mean.
         k = next_q.argmin(0, keepdim=True)
         next_q = next_q.gather(0, k) - alpha * next_log_prob  # (1, B)
         next_sigma = next_sigma.gather(0, k)
-        # Expected value substitution: Q follows the expected target, only sigma follows a sampled one.
         y_q = reward + discount * next_q  # expected target
         y_z = reward + discount * (next_q + next_sigma * noise.clamp(-3, 3))  # sampled target
-        mean_sigma = running_mean(mean_sigma, sigma.mean(1), tau)
-        clip_range = 3 * mean_sigma.unsqueeze(1)
-        y_z = y_z.clamp(q - clip_range, q + clip_range)  # (n, B)
         # The negative log-likelihood of a target y under N(q, sigma^2) has the gradients
         #   d/dq = -(y - q) / sigma^2,    d/dsigma = -((y - q)^2 - sigma^2) / sigma^3.
-        # Refinement 1: d/dq takes the expected target, which has less variance. Refinement 2: d/dsigma takes
-        # the clipped sample. Refinement 3: mean_sigma^2 cancels the scale of the rewards. eps avoids 1 / 0.
+        # Refinement 1: d/dq takes the expected target, which has less variance. Refinement 3: the sample is
+        # clipped around each q, and mean_sigma^2 scales both gradients back to the size of y - q. 3 and eps,
+        # which bounds 1 / sigma, are the constants of the authors' code.
+        mean_sigma = running_mean(mean_sigma, sigma.mean(1), tau)
+        clip_range = 3 * mean_sigma.unsqueeze(1)
+        y_z_clipped = y_z.clamp(q - clip_range, q + clip_range)  # (n, B)
         eps = 0.1
         scale = mean_sigma.square().unsqueeze(1) + eps
         q_gradient = -scale * (y_q - q) / (sigma**2 + eps)
-        sigma_gradient = -scale * ((y_z - q) ** 2 - sigma**2) / (sigma**3 + eps)
+        sigma_gradient = -scale * ((y_z_clipped - q) ** 2 - sigma**2) / (sigma**3 + eps)
+    # Not a loss by value: its gradient in q is q_gradient, that in sigma is sigma_gradient.
     return (q_gradient * q + sigma_gradient * sigma).mean(1).sum(), mean_sigma, y_q
 
 
@@ -194,29 +195,46 @@ def tup(log_alpha: Tensor, entropy: Tensor, h0: Tensor) -> Tensor:
 
 
 class Agent(nn.Module):
-    """Networks, temperature and optimizer; `update` is one update of DSAC-T."""
+    """Networks, temperature and optimizer; `update` is one update of DSAC-T.
 
-    compiled = ("pev_gradients", "pim_tup_gradients")  # where the time goes; without side effects
+    To modify it, copy this file under a new name, which gives it runs of its own. Then
+      another critic     is an entry of `online`, with a loss in pev_gradients
+      another loss       is added before autograd.grad, which requires that each weight has a gradient
+      more state         is a buffer; only buffers, parameters and `optimizer` are saved
+      another argument   is a field of Args, in MAY_BE_ZERO if 0 is allowed
+      another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer, clone them
+    With --no-compile, print() and pdb work everywhere.
+    """
+
+    # torch.compile makes one graph of each. They only return results; `update` alone changes the agent.
+    to_compile = ("pev_gradients", "pim_tup_gradients")
 
     def __init__(self, args: Args, obs_dim: int, low: np.ndarray, high: np.ndarray):
         super().__init__()
         self.args = args
         action_dim = len(low)
-        self.policy = Policy(obs_dim, low, high, args.hidden_width)
-        self.critics = TwinCritics(obs_dim, action_dim, args.hidden_width)
-        online = nn.ModuleList((self.policy, self.critics))
-        targets = copy.deepcopy(online).requires_grad_(False)
-        self.target_policy, self.target_critics = targets
-        self.online_weights = [*online.parameters()]
-        self.target_weights = [*targets.parameters()]
-        self.critic_weights = [*self.critics.parameters()]
+        online = {  # self.NAME, with a target network self.target_NAME
+            "policy": Policy(obs_dim, low, high, args.hidden_width),
+            "critics": Critics(obs_dim, action_dim, args.hidden_width),
+        }
+        self.online_weights, self.target_weights = [], []
+        for name, network in online.items():
+            target = copy.deepcopy(network).requires_grad_(False)
+            setattr(self, name, network)
+            setattr(self, f"target_{name}", target)
+            self.online_weights += network.parameters()
+            self.target_weights += target.parameters()
         self.register_buffer("mean_sigma", torch.zeros(self.critics.n))
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
-        self.policy_weights = [*self.policy.parameters(), self.log_alpha]
-        critics = {"params": self.critic_weights, "lr": args.critic_lr}
-        policy = {"params": self.policy.parameters(), "lr": args.policy_lr}
-        alpha = {"params": self.log_alpha, "lr": args.alpha_lr}
-        self.optimizer = torch.optim.Adam([critics, policy, alpha], fused=True)
+        policy_weights = [*self.policy.parameters()]
+        self.pev_weights = self.online_weights[len(policy_weights) :]
+        self.pim_tup_weights = [*policy_weights, self.log_alpha]
+        groups = [
+            {"params": self.pev_weights, "lr": args.critic_lr},
+            {"params": policy_weights, "lr": args.policy_lr},
+            {"params": self.log_alpha, "lr": args.alpha_lr},
+        ]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
         budget = -float(action_dim)  # H0
         highest = np.log(high - low).sum()  # entropy of the uniform policy
         if budget >= highest:
@@ -226,19 +244,19 @@ class Agent(nn.Module):
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
         """PEV; if `update_policy`, also PIM, TUP and the target networks. Returns tensors to log."""
         gradients, mean_sigma, log = self.pev_gradients(batch)
-        self.descend(self.critic_weights, gradients)
+        self.descend(self.pev_weights, gradients)
         self.mean_sigma.copy_(mean_sigma)
         if update_policy:
             gradients, policy_log = self.pim_tup_gradients(batch)
-            self.descend(self.policy_weights, gradients)
+            self.descend(self.pim_tup_weights, gradients)
             with torch.no_grad():
-                self.log_alpha.clamp_(-15, 15)  # [ours] beyond, exp overflows or Adam's epsilon slows it down
+                self.log_alpha.clamp_(-15, 15)  # [ours] so that alpha can rise again after a long fall
                 torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
             log.update(policy_log)
         return log
 
     def pev_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor, dict]:
-        """Returns the gradients of `critic_weights`, the new mean_sigma, tensors to log."""
+        """Returns the gradients of `pev_weights`, the new mean_sigma, tensors to log."""
         discount = self.args.gamma * (1 - batch.terminated)
         with torch.no_grad():
             alpha = self.log_alpha.exp()
@@ -246,17 +264,16 @@ class Agent(nn.Module):
             next_q, next_sigma = self.target_critics(batch.next_obs, next_action)
 
         q, sigma = self.critics(batch.obs, batch.action)
-        noise = torch.randn_like(batch.reward)
         pev_loss, mean_sigma, target = pev(
             q, sigma, next_q, next_sigma, next_log_prob, alpha, batch.reward, discount,
-            noise, self.mean_sigma, self.args.tau,
+            noise=torch.randn_like(batch.reward), mean_sigma=self.mean_sigma, tau=self.args.tau,
         )  # fmt: skip
-        gradients = torch.autograd.grad(pev_loss, self.critic_weights)
+        gradients = torch.autograd.grad(pev_loss, self.pev_weights)
         log = {"critic/q": q, "critic/sigma": sigma, "critic/target": target, "critic/td_error": target - q}
         return gradients, mean_sigma, {tag: value.detach() for tag, value in log.items()}
 
     def pim_tup_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict]:
-        """Returns the gradients of `policy_weights` and tensors to log."""
+        """Returns the gradients of `pim_tup_weights` and tensors to log."""
         alpha = self.log_alpha.detach().exp()
         action, log_prob = self.policy(batch.obs, torch.randn_like(batch.action))  # reparameterized
         q, _ = self.critics(batch.obs, action)
@@ -264,7 +281,7 @@ class Agent(nn.Module):
 
         pim_loss = pim(q, entropy, alpha)
         tup_loss = tup(self.log_alpha, entropy, self.budget)
-        gradients = torch.autograd.grad(pim_loss + tup_loss, self.policy_weights)
+        gradients = torch.autograd.grad(pim_loss + tup_loss, self.pim_tup_weights)  # none for the critics
         log = {"losses/pim": pim_loss, "losses/tup": tup_loss, "losses/alpha": alpha}
         log["entropy/policy"] = entropy
         log["entropy/budget"] = self.budget
@@ -273,18 +290,19 @@ class Agent(nn.Module):
     def descend(self, weights: list[Tensor], gradients: tuple[Tensor, ...]):
         """One optimizer step for these weights; Adam skips the others, which have no gradient."""
         for weight, gradient in zip(weights, gradients, strict=True):
-            weight.grad = gradient.contiguous()  # fused Adam requires this; torch.compile may pad
+            weight.grad = gradient.contiguous()  # fused Adam requires this; torch.compile may pad rows
         self.optimizer.step()
         self.optimizer.zero_grad()
 
 
 # ============================================================================================================
 # The harness: environments, replay, checkpoints, training. Identical in dsac_e.py, dsac_t.py, sac.py, td3.py.
-# It needs from above: Args; Batch; Policy(obs_dim, low, high, hidden_width) with half_range and act(obs,
-# deterministic); Agent(args, obs_dim, low, high) with policy, optimizer, update(batch, update_policy), and
-# `compiled`, the names of methods that take a batch.
+# It needs from above: Args; Batch; Policy(obs_dim, low, high, hidden_width) with act(obs, deterministic);
+# Agent(args, obs_dim, low, high) with policy, optimizer, update(batch, update_policy), and `to_compile`, the
+# names of methods that take a batch.
 
 import contextlib
+import functools
 import os
 import random
 import signal
@@ -292,6 +310,7 @@ import sys
 import time
 import traceback
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -304,46 +323,44 @@ from tqdm import tqdm
 
 ALGORITHM = Path(__file__).stem  # a copy under another name has runs of its own
 CODE = f"{ALGORITHM}.py {zlib.crc32(Path(__file__).read_bytes()):08x}, torch {torch.__version__}"
-LOG_INTERVAL = 50  # vector steps between log entries, times policy_delay
+LOG_INTERVAL = 50  # times policy_delay: vector steps between log entries
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
-SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # random streams of one --seed
+SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # to derive seeds from --seed
 MAY_BE_ZERO = {"seed", "gamma", "rho", "learning_starts", "env_threads",
-               "exploration_noise", "target_noise", "noise_clip"}  # fmt: skip
+               "exploration_noise", "target_noise", "noise_clip"}  # of TD3  # fmt: skip
 MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "env_threads",
               "device", "compile", "run_dir", "evaluate", "capture_video"}  # fmt: skip
 
 
 class CheckedEnv(gym.Wrapper):
-    """Copies arrays, which an environment may reuse, drops infos, and exits on invalid values.
-
-    With a thread pool, begin() starts a step in a thread, and step() waits for its result.
-    """
+    """Copies arrays, which an environment may reuse, drops infos, and exits on invalid values."""
 
     pool: ThreadPoolExecutor | None = None
-    begun = None  # the step that begin() has started
+    result: Callable | None = None  # returns what a begun step returns
 
     def reset(self, **kwargs):
         obs, _ = self.env.reset(**kwargs)
         return self.checked(obs, 0.0)[0], {}
 
-    def begin(self, action):
-        if self.pool is not None:
-            self.begun = self.pool.submit(self.env.step, self.clipped(action))
-
-    def step(self, action):
-        if self.begun is None:
-            obs, reward, terminated, truncated, _ = self.env.step(self.clipped(action))
-        else:  # begin() has passed on the action
-            begun = self.begun
-            self.begun = None
-            obs, reward, terminated, truncated, _ = begun.result()
-        return *self.checked(obs, reward), terminated, truncated, {}
-
-    def clipped(self, action: np.ndarray) -> np.ndarray:
+    def begin(self, action: np.ndarray):
+        """Starts a step, in a thread if there is a pool; step() completes it."""
         if not np.isfinite(action).all():
             sys.exit("training has diverged: the policy returned a non-finite action")
-        return action.clip(self.action_space.low, self.action_space.high)  # rounding may exceed the bounds
+        action = action.clip(self.action_space.low, self.action_space.high)  # rounding may exceed the bounds
+        if self.pool is None:
+            self.result = functools.partial(self.env.step, action)
+        else:
+            self.result = self.pool.submit(self.env.step, action).result
+
+    def step(self, action: np.ndarray):
+        """Completes the step that begin() has started, which has the action, or makes a whole step."""
+        if self.result is None:
+            self.begin(action)
+        result = self.result
+        self.result = None
+        obs, reward, terminated, truncated, _ = result()
+        return *self.checked(obs, reward), terminated, truncated, {}
 
     def checked(self, obs, reward) -> tuple[np.ndarray, float]:
         """A copy of the observation in the dtype of its space, and the reward as a float."""
@@ -405,7 +422,7 @@ def make_envs(env_id: str, num_envs: int, cleanup: contextlib.ExitStack, saved: 
 
 
 def begin_step(envs: gym.vector.VectorEnv, actions: np.ndarray):
-    """Starts a step in the threads, if there are any; envs.step(actions) completes it."""
+    """Starts a step of each environment in the threads, if there are any; envs.step(actions) completes it."""
     for env, action in zip(envs.unwrapped.envs, actions, strict=True):
         env.begin(action)
 
@@ -422,11 +439,11 @@ def seed_all(*key: int) -> int:
 def handle_signals(cleanup: contextlib.ExitStack) -> list[int]:
     """The list to which SIGINT, SIGTERM and SIGHUP are added; a run then saves and stops after the step.
 
-    A second signal also interrupts an environment, which may hang.
+    A second signal interrupts an environment that hangs, but never an update or a save.
     """
     stop = []
     pid = os.getpid()
-    interruptible = {CheckedEnv.reset.__code__, CheckedEnv.step.__code__}  # but not an update or a save
+    interruptible = {CheckedEnv.reset.__code__, CheckedEnv.step.__code__}
 
     def handle(number, frame):
         if os.getpid() != pid:  # a process that an environment has forked
@@ -463,7 +480,8 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[i
 class ReplayBuffer:
     """Ring buffer of transitions, one row each, so that a batch is a single gather.
 
-    Transition i is of environment i % num_envs; its successor is i + num_envs, unless an episode ended.
+    Transition i of the run, of environment i % num_envs, is in row i % capacity. Transition i + num_envs
+    continues it if its obs is the next_obs of i; otherwise the episode ended, or the run was resumed.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str | torch.device):
@@ -495,23 +513,21 @@ def compile_update(agent: Agent, batch: Batch):
     print("compiling the update, up to a minute; Ctrl-C waits for it (--no-compile skips this)")
     try:
         torch._dynamo.config.trace_autograd_ops = True  # torch.autograd.grad becomes part of the graph
-        for name in agent.compiled:
+        for name in agent.to_compile:
             compiled = torch.compile(getattr(agent, name), fullgraph=True, options=options)
             compiled(batch)
             setattr(agent, name, compiled)
     except Exception as error:  # many types, e.g. without a C++ compiler
-        print("torch.compile failed, continuing in eager mode:", str(error).partition("\n")[0])
+        print(f"torch.compile failed, continuing in eager mode: {error}")
 
 
-def read(path: Path) -> dict | None:
-    """What write() saved, None if there is no file. Loading cannot execute code."""
-    if not path.exists():
-        return None
+def read(path: Path) -> dict:
+    """What write() saved. Loading cannot execute code."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["algorithm"] != ALGORITHM:
             raise ValueError(f"it was saved by {saved['algorithm']}.py, not {ALGORITHM}.py")
-    except Exception as error:  # torch.load raises many types for truncated and foreign files
+    except Exception as error:  # torch.load raises many types for missing, truncated and foreign files
         sys.exit(f"cannot read {path}: {error}".partition("\n")[0])
     return saved
 
@@ -527,15 +543,13 @@ def write(path: Path, content: dict):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # torch raises its own while it handles the one of the disk
-            error = error.__context__ or error
         sys.exit(f"cannot write {path}: {error}")
 
 
 class Trainer:
     """A run in its directory: environments, agent, replay buffer, log. `step` decides what happens next."""
 
-    def __init__(self, args: Args, run_dir: Path, policy_file: dict | None, cleanup: contextlib.ExitStack):
+    def __init__(self, args: Args, run_dir: Path, saved_run: dict | None, cleanup: contextlib.ExitStack):
         self.args, self.run_dir = args, run_dir
         self.step = 0  # environment steps
         self.finished = False
@@ -543,15 +557,15 @@ class Trainer:
         seed_all(args.seed, SEED_WEIGHTS)
         cores = torch.get_num_threads()  # or OMP_NUM_THREADS
         if "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(min(4, cores))  # more are slower for products of this size
-        self.envs, self.spaces = make_envs(args.env_id, args.num_envs, cleanup, policy_file)
+            torch.set_num_threads(min(4, cores))  # more would be slower for products of this size
+        self.envs, self.spaces = make_envs(args.env_id, args.num_envs, cleanup, saved_run)
         self.eval_envs, _ = make_envs(args.env_id, args.eval_episodes, cleanup)
         self.stop = handle_signals(cleanup)
         device = args.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         (obs_dim,), box = self.envs.single_observation_space.shape, self.envs.single_action_space
-        self.code = CODE
+        self.code = CODE  # the scripts that have trained the run
         self.seconds = []  # durations of the iterations with an update since the last log entry
         try:
             agent = Agent(args, obs_dim, box.low, box.high)
@@ -564,15 +578,15 @@ class Trainer:
             sys.exit(f"another process is training in {run_dir}; if none is, delete run.lock")
         except (AssertionError, OSError, RuntimeError) as error:  # device, memory, directory
             sys.exit(f"cannot train in {run_dir} on {device}: {error}")
+        if saved_run is None and (run_dir / "policy.pt").exists():
+            sys.exit(f"another process has trained in {run_dir} at the same time: repeat the command")
         self.agent = agent.to(device)
         self.use_threads(cleanup, cores)
-        if policy_file:
+        if saved_run:
             self.resume()
-        self.save()  # a directory with an event file, but without policy.pt would be refused
+        else:
+            self.save(checkpoint=True)  # from here on, a run always has both files
         print(f'{self.envs.spec.id} on {device}, step {self.step}; tensorboard --logdir "{run_dir}"')
-        half_range = self.agent.policy.half_range
-        if half_range.min() < 0.1 or half_range.max() > 10:
-            print("note: critics see actions in raw units; consider gymnasium.wrappers.RescaleAction")
         first = self.envs.unwrapped.envs[0]
         if first.has_wrapper_attr("obs_rms") or first.has_wrapper_attr("return_rms"):
             print("note: a wrapper normalizes with statistics of each copy, which are not saved")
@@ -582,18 +596,16 @@ class Trainer:
 
     def resume(self):
         checkpoint = read(self.run_dir / "checkpoint.pt")
-        if checkpoint is None:
-            print(f"note: there is no checkpoint.pt in {self.run_dir}, training starts over")
-            return
         self.step, self.code = checkpoint["step"], checkpoint["code"]
         try:
             self.agent.load_state_dict(checkpoint["agent"])
             self.agent.optimizer.load_state_dict(checkpoint["optimizer"])
             self.buffer.rows[: self.step] = checkpoint["replay"]
         except (RuntimeError, ValueError) as error:  # the script has been changed
-            reason = " ".join(str(error).split())[:200]
-            sys.exit(f"cannot resume {self.run_dir} with other networks or transitions: {reason}")
+            sys.exit(f"cannot resume {self.run_dir} with other networks or transitions: {error}")
         self.buffer.added = self.step
+        if not self.code.endswith(CODE):
+            self.code += f"; from step {self.step} {CODE}"
 
     def use_threads(self, cleanup: contextlib.ExitStack, cores: int):
         """Lets threads step the environments; MuJoCo releases Python's lock while it simulates.
@@ -601,9 +613,11 @@ class Trainer:
         By default only Gymnasium's MuJoCo tasks use threads: the copies of others may share state.
         """
         threads = self.args.env_threads
-        if threads is None and str(self.envs.spec.entry_point).startswith("gymnasium.envs.mujoco."):
-            threads = cores - (1 if self.buffer.rows.is_cuda else torch.get_num_threads())
-        if threads is not None and threads > 0:
+        if threads is None:
+            busy = 1 if self.buffer.rows.is_cuda else torch.get_num_threads()
+            mujoco_task = str(self.envs.spec.entry_point).startswith("gymnasium.envs.mujoco.")
+            threads = cores - busy if mujoco_task else 0
+        if threads > 0:
             pool = ThreadPoolExecutor(threads)
             cleanup.callback(lambda: pool.shutdown(wait=not self.interrupted))
             for env in (*self.envs.unwrapped.envs, *self.eval_envs.unwrapped.envs):
@@ -613,22 +627,24 @@ class Trainer:
         """Whether the last vector step has reached a multiple of the interval."""
         return self.step % interval < self.args.num_envs
 
-    def save(self, replay: bool = False):
-        """Saves policy.pt, with `replay` after checkpoint.pt. The files of a diverged run are kept."""
+    def save(self, checkpoint: bool = False):
+        """Saves policy.pt, before that checkpoint.pt if asked to. The files of a diverged run are kept."""
         agent, optimizer = self.agent.state_dict(), self.agent.optimizer.state_dict()
         moments = [moment for state in optimizer["state"].values() for moment in state.values()]
-        if not all(tensor.isfinite().all() for tensor in [*agent.values(), *moments]):
+        if not all(torch.as_tensor(value).isfinite().all() for value in [*agent.values(), *moments]):
             sys.exit(f"training diverged at step {self.step}: a weight is not finite; the last save is kept")
         run = {"algorithm": ALGORITHM, "code": self.code, "args": vars(self.args), "spaces": self.spaces,
                "step": self.step, "finished": self.finished}  # fmt: skip
-        if replay:
-            rows = torch.from_numpy(self.buffer.rows[: self.step].cpu().numpy())  # torch would save all rows
+        if checkpoint:
+            # By way of NumPy, because torch.save would save the whole buffer of a slice.
+            rows = torch.from_numpy(self.buffer.rows[: self.step].cpu().numpy())
             write(self.run_dir / "checkpoint.pt", dict(run, agent=agent, optimizer=optimizer, replay=rows))
         # Last, because policy.pt says whether the run is finished.
         write(self.run_dir / "policy.pt", dict(run, policy=self.agent.policy.state_dict()))
 
     def evaluate_policy(self):
         self.save()  # for --evaluate and --capture-video of a run that is training
+        # Training continues with these generators, so another eval_interval changes what follows.
         seed = seed_all(self.args.seed, SEED_EVALUATION, self.step)
         returns, lengths = evaluate(self.agent.policy, self.eval_envs, seed, self.stop)
         if not self.stop:
@@ -650,7 +666,7 @@ class Trainer:
         if self.envs.return_queue:  # of the last 100 episodes
             numbers["charts/episodic_return"] = np.mean(self.envs.return_queue)
             numbers["charts/episodic_length"] = np.mean(self.envs.length_queue)
-        # Under the step at which the iteration began, so that a resumed run overwrites what it repeats.
+        # self.step is the one at which this iteration began. A resumed run overwrites what it repeats.
         for tag, number in numbers.items():
             self.writer.add_scalar(tag, number, self.step)
 
@@ -662,7 +678,7 @@ class Trainer:
         obs, _ = envs.reset(seed=seed_all(args.seed, SEED_TRAINING, self.step))
         self.evaluate_policy()
         while self.step < args.total_timesteps and not self.stop:
-            learning = self.step >= max(args.learning_starts, args.num_envs)
+            learning = self.step >= max(args.learning_starts, args.num_envs)  # not with an empty buffer
             if learning and compiling:
                 compile_update(agent, buffer.sample(args.batch_size))
                 compiling = False
@@ -691,26 +707,23 @@ class Trainer:
             if not self.stop and (ends or self.due(args.eval_interval)):
                 self.evaluate_policy()
             if not self.stop and not ends and self.due(args.checkpoint_interval):
-                self.save(replay=True)
+                self.save(checkpoint=True)
         self.finished = not self.stop
 
 
-def train(args: Args, run_dir: Path, policy_file: dict | None):
+def train(args: Args, run_dir: Path, saved_run: dict | None):
     """Trains from the start or, with new episodes, from checkpoint.pt."""
-    if policy_file and policy_file["finished"]:
-        if policy_file["step"] >= args.total_timesteps:
-            print(f"{run_dir} is already finished at step {policy_file['step']}")
-            return
-        if not (run_dir / "checkpoint.pt").exists():
-            sys.exit(f"cannot extend {run_dir}: its checkpoint.pt is missing")
+    if saved_run and saved_run["finished"] and saved_run["step"] >= args.total_timesteps:
+        print(f"{run_dir} is already finished at step {saved_run['step']}")
+        return
     with contextlib.ExitStack() as cleanup:
-        trainer = Trainer(args, run_dir, policy_file, cleanup)
+        trainer = Trainer(args, run_dir, saved_run, cleanup)
         try:
             trainer.train()
         except KeyboardInterrupt:  # a second signal
             trainer.interrupted = True
         finally:  # also after an exception
-            trainer.save(replay=True)
+            trainer.save(checkpoint=True)
     again = f'python "{sys.argv[0]}" --run-dir "{run_dir}"'
     if trainer.stop:  # on stderr, because Ctrl-C also ends tee in "... | tee log"
         print(f"stopped at step {trainer.step}; to resume, extend or --evaluate: {again}", file=sys.stderr)
@@ -720,29 +733,30 @@ def train(args: Args, run_dir: Path, policy_file: dict | None):
     print(f"finished at step {trainer.step}; to resume, extend or --evaluate: {again}")
 
 
-def evaluate_run(args: Args, run_dir: Path, policy_file: dict):
+def evaluate_run(args: Args, run_dir: Path, saved_run: dict):
     """Evaluates the policy of a run, or records one episode of it, and prints the return."""
     os.environ.setdefault("MUJOCO_GL", "egl" if sys.platform == "linux" else "glfw")  # egl needs no display
-    num_envs, video_dir, errors = args.eval_episodes, None, gym.error.Error
-    if args.capture_video:
-        num_envs, video_dir, errors = 1, run_dir, Exception  # many types, e.g. without OpenGL
-        if not os.access(run_dir, os.W_OK):
-            sys.exit(f"cannot write to {run_dir}")
+    num_envs = 1 if args.capture_video else args.eval_episodes
+    video_dir = run_dir if args.capture_video else None
+    if video_dir and not os.access(video_dir, os.W_OK):
+        sys.exit(f"cannot write to {video_dir}")
     with contextlib.ExitStack() as cleanup:
-        envs, _ = make_envs(args.env_id, num_envs, cleanup, policy_file, video_dir)
+        envs, _ = make_envs(args.env_id, num_envs, cleanup, saved_run, video_dir)
         stop = handle_signals(cleanup)
         (obs_dim,), box = envs.single_observation_space.shape, envs.single_action_space
-        policy = Policy(obs_dim, box.low, box.high, policy_file["args"]["hidden_width"])
-        policy.load_state_dict(policy_file["policy"])
-        seed = seed_all(args.seed, SEED_EVALUATION, policy_file["step"])  # as in training
+        policy = Policy(obs_dim, box.low, box.high, saved_run["args"]["hidden_width"])
+        policy.load_state_dict(saved_run["policy"])
+        seed = seed_all(args.seed, SEED_EVALUATION, saved_run["step"])  # as in training
         try:
             with contextlib.suppress(KeyboardInterrupt):  # a second signal
                 returns, _ = evaluate(policy, envs, seed, stop)
-        except errors as error:
-            sys.exit(f"cannot evaluate {args.env_id}: {error}")
+        except Exception as error:
+            if not args.capture_video:
+                raise
+            sys.exit(f"cannot record {args.env_id}: {error}")  # many types, e.g. without OpenGL
     if stop:
         sys.exit(128 + stop[0])
-    print(f"step {policy_file['step']}: return {returns.mean():.1f} +- {returns.std():.1f}")
+    print(f"step {saved_run['step']}: return {returns.mean():.1f} +- {returns.std():.1f}")
     if args.capture_video:
         print(f"video: {run_dir / 'rl-video-episode-0.mp4'}")
 
@@ -767,13 +781,20 @@ def check_arguments(args: Args):
     require(starts < total, f"--learning-starts {starts} must be less than --total-timesteps {total}")
 
 
-def with_saved_arguments(args: Args, run_dir: Path, policy_file: dict) -> Args:
-    """With --run-dir or to evaluate, the run's are the defaults. Exits if training would change its own."""
-    saved = {name: value for name, value in policy_file["args"].items() if name in vars(args)}
-    if policy_file.get("code") != CODE:
-        # Not refused: a run of three days must survive a correction of the script or an update of PyTorch.
-        print(f"note: the run began with {policy_file.get('code')}, this is {CODE}", file=sys.stderr)
+def with_saved_arguments(args: Args, run_dir: Path, saved_run: dict) -> Args:
+    """With --run-dir or to evaluate, arguments that are not given are those of the run.
+
+    Exits if training would resume with other arguments, except those of MAY_CHANGE.
+    """
+    saved = {name: value for name, value in saved_run["args"].items() if name in vars(args)}
     evaluating = args.evaluate or args.capture_video
+    code = saved_run.get("code", "an earlier version")
+    if not code.endswith(CODE):
+        # A changed script is another experiment. With --run-dir, a run of days survives a correction of it.
+        if not args.run_dir and not evaluating:
+            sys.exit(f'{run_dir} was trained by {code}, this is {CODE}: rename the script, choose another '
+                     f'--run-dir, or resume with --run-dir "{run_dir}"')  # fmt: skip
+        print(f"note: the run was trained by {code}, this is {CODE}", file=sys.stderr)
     if args.run_dir or evaluating:
         args = tyro.cli(Args, default=Args(**saved))
     for name in saved.keys() - MAY_CHANGE:
@@ -790,18 +811,19 @@ def main():
     args = tyro.cli(Args)
     name = args.env_id.replace("/", "-").replace(":", "-")
     run_dir = Path(args.run_dir or f"runs/{name}__{ALGORITHM}__{args.seed}").absolute()  # a task may chdir
-    policy_file = read(run_dir / "policy.pt")
-    if policy_file:
-        args = with_saved_arguments(args, run_dir, policy_file)
+    saved_run = None
+    if (run_dir / "policy.pt").exists():
+        saved_run = read(run_dir / "policy.pt")
+        args = with_saved_arguments(args, run_dir, saved_run)
     elif args.evaluate or args.capture_video:
         sys.exit(f"there is no policy.pt in {run_dir}")
     elif any(path.suffix not in (".lock", ".log", ".tmp", ".txt") for path in run_dir.glob("*")):
         sys.exit(f"{run_dir} contains other files: choose another --run-dir")
     check_arguments(args)
     if args.evaluate or args.capture_video:
-        evaluate_run(args, run_dir, policy_file)
+        evaluate_run(args, run_dir, saved_run)
     else:
-        train(args, run_dir, policy_file)
+        train(args, run_dir, saved_run)
 
 
 if __name__ == "__main__":

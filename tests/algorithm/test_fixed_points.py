@@ -72,7 +72,7 @@ def loss_of(case, process, gamma, values, raw_sigma, targets):
     q, next_q = values[:, process.entry], targets[:, process.next_entry].detach()
     discount, log_prob = gamma * (1 - process.terminated), process.next_log_prob
     if case == "pis":
-        return dsac_e.pis(q[0], next_q[0], log_prob, discount)
+        return dsac_e.pis(q[0], next_q[0], -log_prob, discount)
     if case == "sac":
         return sac.pev(q, next_q, log_prob, ALPHA, process.reward, discount)[0]
     if case == "td3":
@@ -134,8 +134,8 @@ class CenteredPIS:
         now = values[:, process.entry]
         following = torch.from_numpy(np.stack((deviation, steps)))[:, process.next_entry]
         discount = self.gamma * (1 - process.terminated)
-        loss = dsac_e.pis(now[0], following[0], process.next_log_prob + self.mean_entropy, discount)
-        loss = loss + dsac_e.pis(now[1], following[1], -torch.ones_like(discount), discount)
+        loss = dsac_e.pis(now[0], following[0], -process.next_log_prob - self.mean_entropy, discount)
+        loss = loss + dsac_e.pis(now[1], following[1], torch.ones_like(discount), discount)
         (gradient,) = torch.autograd.grad(loss, values)
         return -gradient.numpy() * process.size / 2
 

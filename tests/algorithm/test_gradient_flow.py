@@ -43,7 +43,7 @@ def test_gradient_methods_have_no_side_effects(variant):
     script, arguments = VARIANTS[variant]
     agent, batch = make_agent(script, **arguments), make_batch(script, 1)
     before = copy.deepcopy(agent.state_dict())
-    for name in agent.compiled:
+    for name in agent.to_compile:
         getattr(agent, name)(batch)
     assert all(torch.equal(tensor, before[name]) for name, tensor in agent.state_dict().items())
     assert all(weight.grad is None for weight in agent.parameters())

@@ -19,7 +19,7 @@ def q_target(reward, next_q, next_log_prob, terminated, alpha=0.0):
 def qe_target(next_qe, next_log_prob, terminated, current_step=0.0, mask=1.0):
     """The minimum of the script's own loss."""
     qe = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    loss = dsac_e.pis(qe, next_qe, next_log_prob, GAMMA * (1 - mask * terminated))
+    loss = dsac_e.pis(qe, next_qe, -next_log_prob, GAMMA * (1 - mask * terminated))
     return -torch.autograd.grad(loss, qe)[0] / 2 - current_step * next_log_prob
 
 

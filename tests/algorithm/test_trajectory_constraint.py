@@ -26,7 +26,7 @@ def entropy_values(h, next_states, terminated):
     for _ in range(400):
         prediction = qe.unsqueeze(1).expand(terminated.shape).clone().requires_grad_()
         next_qe, next_h = qe[next_states], h[next_states]
-        arguments = prediction, next_qe, -next_h, GAMMA * (1 - terminated)
+        arguments = prediction, next_qe, next_h, GAMMA * (1 - terminated)
         loss = dsac_e.pis(*(argument.flatten() for argument in arguments))
         (gradient,) = torch.autograd.grad(loss, prediction)
         qe = qe - (gradient * terminated.numel() / 2).mean(1)  # to the mean target

@@ -22,12 +22,6 @@ def test_refused_before_the_run(tmp_path, env, says, recwarn):
     assert not (tmp_path / "run").exists() and not recwarn.list
 
 
-@pytest.mark.parametrize("env", ["Narrow", "Recording"])
-def test_note_about_raw_units(tmp_path, capsys, env):
-    train(env, tmp_path / "run", "td3")
-    assert ("RescaleAction" in capsys.readouterr().out) == (env != "Recording")
-
-
 @pytest.mark.parametrize("env", ["Shape", "NanAutoreset", "NanObservation", "OverflowObservation", "FractionalInteger",
                                  "Unsigned", "NanReward", "OverflowReward", "ArrayReward"])  # fmt: skip
 def test_invalid_values_are_blamed_on_the_environment(tmp_path, env, recwarn):

@@ -40,22 +40,27 @@ def test_a_copy_under_another_name_has_its_own_runs(tmp_path, my_idea, capsys):
     assert train("Recording", tmp_path / "original", "my_idea").fails_with("saved by sac.py, not my_idea.py")
 
 
-def test_a_changed_script_resumes_with_a_note(tmp_path, my_idea, capsys):
-    """Also if the run is finished or only evaluated; an unchanged one says nothing."""
-    run_dir = tmp_path / "run"
+def test_a_changed_script_resumes_only_with_run_dir(tmp_path, my_idea, capsys):
+    """It is refused in the default directory, also if the run is finished, where an unchanged one resumes. With
+    --run-dir or to evaluate, it prints a note until it has trained; the run then names both scripts.
+    """
+    run_dir = tmp_path / "runs/environments-Recording-v0__my_idea__0"
     my_idea()
-    train("Recording", run_dir, "my_idea", total_timesteps=60)
-    train("Recording", run_dir, "my_idea", total_timesteps=80)
-    assert "note" not in capsys.readouterr().err
+    for steps in (60, 80):
+        assert train("Recording", None, "my_idea", total_timesteps=steps).code == 0
     my_idea("log_alpha.clamp_(-15, 15)", "log_alpha.clamp_(-14, 14)")
-    for words in (["--total-timesteps", "100"], [], ["--evaluate"]):
+    for steps in (80, 100):
+        assert train("Recording", None, "my_idea", total_timesteps=steps).fails_with("resume with --run-dir")
+    assert load(run_dir)["step"] == 80 and "note" not in capsys.readouterr().err
+    names = r"trained by my_idea.py (\w{8}), torch \S*, this is my_idea.py (\w{8})"
+    for words in (["--evaluate"], [], ["--total-timesteps", "100"]):
         assert main("my_idea", ["--run-dir", run_dir, *words]).code == 0
-        note = re.search(
-            r"note: the run began with my_idea.py (\w{8}), torch .*, this is my_idea.py (\w{8})",
-            capsys.readouterr().err,
-        )
+        note = re.search(f"note: the run was {names}", capsys.readouterr().err)
         assert note[1] != note[2]
-    assert load(run_dir)["step"] == 100 and note[1] in load(run_dir)["code"]
+    assert load(run_dir)["step"] == 100
+    assert re.search(f"{note[1]}.*from step 80 .*{note[2]}", load(run_dir)["code"])
+    assert train("Recording", None, "my_idea", total_timesteps=120).code == 0
+    assert "note" not in capsys.readouterr().err
 
 
 def test_changed_networks_cannot_resume_and_keep_the_files(tmp_path, my_idea):
@@ -63,7 +68,10 @@ def test_changed_networks_cannot_resume_and_keep_the_files(tmp_path, my_idea):
     train("Recording", tmp_path / "run", "my_idea", total_timesteps=60)
     before = load(tmp_path / "run")
     my_idea("for fan_in in (inputs, width, width):", "for fan_in in (inputs, width):")
-    assert train("Recording", tmp_path / "run", "my_idea").fails_with("cannot resume .* with other networks")
+    result = train("Recording", tmp_path / "run", "my_idea")
+    assert result.code == 1 and re.search(
+        "cannot resume .* with other networks.*\n.*policy.net", result.message
+    )
     assert load(tmp_path / "run")["step"] == before["step"] == 60
 
 

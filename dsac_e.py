@@ -42,9 +42,9 @@ class Args:
     rho: float | None = None  # larger allows less entropy; default: 1, or 20 for Humanoid and Walker2d
     tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
     res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
-    center_entropy: bool = False  # [ours] Qe follows the mean entropy with little delay, see EntropyCritic
+    center_entropy: bool = False  # [ours] Qe follows the mean entropy with little delay, see StepsCritic
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # rate of the target networks (with the policy) and of the running means (each update)
+    tau: float = 0.005  # rate of the target networks, at policy updates, and of running means, at all updates
     policy_delay: int = 2  # critic updates per update of policy, alpha and target networks
     policy_lr: float = 1e-4  # learning rate of the policy
     critic_lr: float = 1e-4  # learning rate of the critics
@@ -69,10 +69,10 @@ class Args:
     capture_video: bool = False  # instead of training, record an episode of the policy in the run directory
 
     def __post_init__(self):
-        if self.rho is None:  # LOG_STD_MIN holds the entropy above the budget of 20, so alpha only falls
+        if self.rho is None:  # with 20 alpha only falls: LOG_STD_MIN keeps the entropy above the budget
             self.rho = 20.0 if re.search(r"\b(Humanoid|Walker2d)(-v\d+)?$", self.env_id) else 1.0
         if self.tec and not self.res:
-            raise ValueError("--no-res requires --no-tec: the trajectory constraint needs Qe")
+            raise ValueError("--no-res requires --no-tec: the entropy in the reward is that of single steps")
 
 
 class Batch(NamedTuple):
@@ -175,8 +175,9 @@ class StepsCritic(EntropyCritic):
 
     With --center-entropy, Qe = deviation + mean_entropy * steps: mean_entropy is a running mean; the entropy
     critic learns the deviation, the Qe of entropy - mean_entropy. The sum converges to the same Qe for every
-    mean_entropy. But a change of the entropy in all states reaches it through the running mean in about
-    policy_delay / tau updates; through bootstrapped targets it takes policy_delay / (tau (1 - gamma)).
+    mean_entropy. But a change of the entropy in all states reaches it as soon as it has reached the target
+    policy and the running mean, in about policy_delay / tau updates; through bootstrapped targets, it takes
+    policy_delay / (tau (1 - gamma)).
     """
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_width: int = 256):
@@ -201,7 +202,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, reward: Te
 
     q, sigma at (s, a) and next_q, next_sigma of the target critics at (s', a'), each (n, B); reward, standard
     normal noise, discount = gamma (1 - d), each (B,); mean_sigma (n,): running mean of sigma, initially 0.
-    Returns the loss, the new mean_sigma, the target of Q (1, B).
+    Returns a surrogate loss, of which only the gradient matters, the new mean_sigma, the target of Q (1, B).
     """
     with torch.no_grad():
         # Twin value distributions: the target is the twin with the smaller mean.
@@ -222,7 +223,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, reward: Te
         scale = mean_sigma.square().unsqueeze(1) + eps
         q_gradient = -scale * (y_q - q) / (sigma**2 + eps)
         sigma_gradient = -scale * ((y_z_clipped - q) ** 2 - sigma**2) / (sigma**3 + eps)
-    # Not a loss by value: its gradient in q is q_gradient, that in sigma is sigma_gradient.
+    # The gradients of this sum are q_gradient in q and sigma_gradient in sigma.
     return (q_gradient * q + sigma_gradient * sigma).mean(1).sum(), mean_sigma, y_q
 
 
@@ -269,21 +270,23 @@ class Agent(nn.Module):
             online["steps_critic"] = StepsCritic(obs_dim, action_dim, args.hidden_width)
             self.register_buffer("mean_entropy", torch.tensor(0.0))
             self.register_buffer("mean_discount", torch.tensor(0.0))
-        self.online_weights, self.target_weights = [], []
+        self.online_weights = []
+        self.target_weights = []
+        self.pev_pis_weights = []
         for name, network in online.items():
             target = copy.deepcopy(network).requires_grad_(False)
             setattr(self, name, network)
             setattr(self, f"target_{name}", target)
             self.online_weights += network.parameters()
             self.target_weights += target.parameters()
+            if name != "policy":
+                self.pev_pis_weights += network.parameters()
         self.register_buffer("mean_sigma", torch.zeros(self.critics.n))
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
-        policy_weights = [*self.policy.parameters()]
-        self.pev_pis_weights = self.online_weights[len(policy_weights) :]
-        self.pim_tup_weights = [*policy_weights, self.log_alpha]
+        self.pim_tup_weights = [*self.policy.parameters(), self.log_alpha]
         groups = [
             {"params": self.pev_pis_weights, "lr": args.critic_lr},
-            {"params": policy_weights, "lr": args.policy_lr},
+            {"params": self.policy.parameters(), "lr": args.policy_lr},
             {"params": self.log_alpha, "lr": args.alpha_lr},
         ]
         self.optimizer = torch.optim.Adam(groups, fused=True)
@@ -318,8 +321,7 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
             next_q, next_sigma = self.target_critics(batch.next_obs, next_action)
-            next_qe = self.target_entropy_critic(batch.next_obs, next_action)
-            next_entropy = -next_log_prob  # [ours] one sample of H(pi_target|s'), which has no closed form
+            next_entropy = -next_log_prob  # [ours] H(pi_target|s') from one sample: it has no closed form
             if not args.res:  # ablation: the entropy of the next step is part of the reward
                 reward = reward + discount * self.log_alpha.exp() * next_entropy
 
@@ -331,13 +333,13 @@ class Agent(nn.Module):
         means = {"mean_sigma": mean_sigma}
         log = {"critic/q": q, "critic/sigma": sigma, "critic/target": target, "critic/td_error": target - q}
 
-        qe = self.entropy_critic(batch.obs, batch.action)
-        if args.center_entropy:  # see StepsCritic
+        if args.center_entropy:  # the entropy critics learn the deviation, see StepsCritic
             mean_entropy = running_mean(self.mean_entropy, next_entropy.mean(), args.tau)
             mean_discount = running_mean(self.mean_discount, discount.mean(), args.tau)
             steps = self.steps_critic(batch.obs, batch.action, mean_discount)
             next_steps = self.target_steps_critic(batch.next_obs, next_action, mean_discount)
-            deviation, next_deviation = qe, next_qe  # this is what the entropy critics learn
+            deviation = self.entropy_critic(batch.obs, batch.action)
+            next_deviation = self.target_entropy_critic(batch.next_obs, next_action)
             pis_loss = pis(deviation, next_deviation, next_entropy - mean_entropy, discount)
             pis_loss = pis_loss + pis(steps, next_steps, torch.ones_like(steps), discount)  # 1 per step
             qe = deviation + mean_entropy * steps
@@ -345,6 +347,8 @@ class Agent(nn.Module):
             means["mean_discount"] = mean_discount
             log["entropy/steps"] = steps
         else:
+            qe = self.entropy_critic(batch.obs, batch.action)
+            next_qe = self.target_entropy_critic(batch.next_obs, next_action)
             pis_loss = pis(qe, next_qe, next_entropy, discount)
         log["entropy/qe"] = qe
         log["losses/pis"] = pis_loss
@@ -354,7 +358,7 @@ class Agent(nn.Module):
 
     def pim_tup_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict]:
         """Returns the gradients of `pim_tup_weights` and tensors to log."""
-        alpha = self.log_alpha.detach().exp()
+        alpha = self.log_alpha.exp()
         action, log_prob = self.policy(batch.obs, torch.randn_like(batch.action))  # reparameterized
         q, _ = self.critics(batch.obs, action)
         qe = self.entropy_critic(batch.obs, action)
@@ -630,11 +634,13 @@ def write(path: Path, content: dict):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's own, raised while it handles that of the disk
+            error = error.__context__ or error
         sys.exit(f"cannot write {path}: {error}")
 
 
 class Trainer:
-    """A run in its directory: environments, agent, replay buffer, log. `step` decides what happens next."""
+    """A run in its directory: environments, agent, replay buffer, log. All schedules follow from `step`."""
 
     def __init__(self, args: Args, run_dir: Path, saved_run: dict | None, cleanup: contextlib.ExitStack):
         self.args, self.run_dir = args, run_dir
@@ -753,7 +759,7 @@ class Trainer:
         if self.envs.return_queue:  # of the last 100 episodes
             numbers["charts/episodic_return"] = np.mean(self.envs.return_queue)
             numbers["charts/episodic_length"] = np.mean(self.envs.length_queue)
-        # self.step is the one at which this iteration began. A resumed run overwrites what it repeats.
+        # self.step is the one at which this iteration began. TensorBoard hides what a resumed run repeats.
         for tag, number in numbers.items():
             self.writer.add_scalar(tag, number, self.step)
 
@@ -778,7 +784,7 @@ class Trainer:
                 for i in range(args.updates_per_step):
                     update = iteration * args.updates_per_step + i
                     log.update(agent.update(buffer.sample(args.batch_size), update % args.policy_delay == 0))
-            next_obs, reward, terminated, truncated, infos = envs.step(action)
+            next_obs, reward, terminated, truncated, infos = envs.step(action)  # completes the step
             final_obs = next_obs.copy()
             for i in np.flatnonzero(terminated | truncated):  # next_obs is the first of the next episode
                 final_obs[i] = infos["final_obs"][i]

@@ -41,7 +41,7 @@ class Args:
 
     env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
     gamma: float = 0.99  # discount factor
-    tau: float = 0.005  # rate of the target networks (with the policy) and of the mean of sigma (each update)
+    tau: float = 0.005  # rate of the target networks, at policy updates, and of mean_sigma, at all updates
     policy_delay: int = 2  # critic updates per update of policy, alpha and target networks
     policy_lr: float = 1e-4  # learning rate of the policy
     critic_lr: float = 1e-4  # learning rate of the critics
@@ -159,7 +159,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
     q, sigma at (s, a) and next_q, next_sigma of the target critics at (s', a'), each (n, B); next_log_prob of
     a', reward, standard normal noise, discount = gamma (1 - d), each (B,); alpha (); mean_sigma (n,): running
     mean of sigma, initially 0.
-    Returns the loss, the new mean_sigma, the target of Q (1, B).
+    Returns a surrogate loss, of which only the gradient matters, the new mean_sigma, the target of Q (1, B).
     """
     with torch.no_grad():
         # Refinement 2, twin value distributions: the target is the twin with the smaller mean.
@@ -180,7 +180,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
         scale = mean_sigma.square().unsqueeze(1) + eps
         q_gradient = -scale * (y_q - q) / (sigma**2 + eps)
         sigma_gradient = -scale * ((y_z_clipped - q) ** 2 - sigma**2) / (sigma**3 + eps)
-    # Not a loss by value: its gradient in q is q_gradient, that in sigma is sigma_gradient.
+    # The gradients of this sum are q_gradient in q and sigma_gradient in sigma.
     return (q_gradient * q + sigma_gradient * sigma).mean(1).sum(), mean_sigma, y_q
 
 
@@ -217,21 +217,23 @@ class Agent(nn.Module):
             "policy": Policy(obs_dim, low, high, args.hidden_width),
             "critics": Critics(obs_dim, action_dim, args.hidden_width),
         }
-        self.online_weights, self.target_weights = [], []
+        self.online_weights = []
+        self.target_weights = []
+        self.pev_weights = []
         for name, network in online.items():
             target = copy.deepcopy(network).requires_grad_(False)
             setattr(self, name, network)
             setattr(self, f"target_{name}", target)
             self.online_weights += network.parameters()
             self.target_weights += target.parameters()
+            if name != "policy":
+                self.pev_weights += network.parameters()
         self.register_buffer("mean_sigma", torch.zeros(self.critics.n))
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
-        policy_weights = [*self.policy.parameters()]
-        self.pev_weights = self.online_weights[len(policy_weights) :]
-        self.pim_tup_weights = [*policy_weights, self.log_alpha]
+        self.pim_tup_weights = [*self.policy.parameters(), self.log_alpha]
         groups = [
             {"params": self.pev_weights, "lr": args.critic_lr},
-            {"params": policy_weights, "lr": args.policy_lr},
+            {"params": self.policy.parameters(), "lr": args.policy_lr},
             {"params": self.log_alpha, "lr": args.alpha_lr},
         ]
         self.optimizer = torch.optim.Adam(groups, fused=True)
@@ -274,7 +276,7 @@ class Agent(nn.Module):
 
     def pim_tup_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict]:
         """Returns the gradients of `pim_tup_weights` and tensors to log."""
-        alpha = self.log_alpha.detach().exp()
+        alpha = self.log_alpha.exp()
         action, log_prob = self.policy(batch.obs, torch.randn_like(batch.action))  # reparameterized
         q, _ = self.critics(batch.obs, action)
         entropy = -log_prob
@@ -543,11 +545,13 @@ def write(path: Path, content: dict):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's own, raised while it handles that of the disk
+            error = error.__context__ or error
         sys.exit(f"cannot write {path}: {error}")
 
 
 class Trainer:
-    """A run in its directory: environments, agent, replay buffer, log. `step` decides what happens next."""
+    """A run in its directory: environments, agent, replay buffer, log. All schedules follow from `step`."""
 
     def __init__(self, args: Args, run_dir: Path, saved_run: dict | None, cleanup: contextlib.ExitStack):
         self.args, self.run_dir = args, run_dir
@@ -666,7 +670,7 @@ class Trainer:
         if self.envs.return_queue:  # of the last 100 episodes
             numbers["charts/episodic_return"] = np.mean(self.envs.return_queue)
             numbers["charts/episodic_length"] = np.mean(self.envs.length_queue)
-        # self.step is the one at which this iteration began. A resumed run overwrites what it repeats.
+        # self.step is the one at which this iteration began. TensorBoard hides what a resumed run repeats.
         for tag, number in numbers.items():
             self.writer.add_scalar(tag, number, self.step)
 
@@ -691,7 +695,7 @@ class Trainer:
                 for i in range(args.updates_per_step):
                     update = iteration * args.updates_per_step + i
                     log.update(agent.update(buffer.sample(args.batch_size), update % args.policy_delay == 0))
-            next_obs, reward, terminated, truncated, infos = envs.step(action)
+            next_obs, reward, terminated, truncated, infos = envs.step(action)  # completes the step
             final_obs = next_obs.copy()
             for i in np.flatnonzero(terminated | truncated):  # next_obs is the first of the next episode
                 final_obs[i] = infos["final_obs"][i]

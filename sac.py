@@ -189,12 +189,11 @@ class Agent(nn.Module):
         self.online_weights = [*self.critics.parameters()]
         self.target_weights = [*self.target_critics.parameters()]
         self.log_alpha = nn.Parameter(torch.tensor(math.log(args.initial_alpha)))
-        policy_weights = [*self.policy.parameters()]
-        self.pev_weights = self.online_weights
-        self.pim_tup_weights = [*policy_weights, self.log_alpha]
+        self.pev_weights = [*self.critics.parameters()]
+        self.pim_tup_weights = [*self.policy.parameters(), self.log_alpha]
         groups = [
             {"params": self.pev_weights, "lr": args.critic_lr},
-            {"params": policy_weights, "lr": args.policy_lr},
+            {"params": self.policy.parameters(), "lr": args.policy_lr},
             {"params": self.log_alpha, "lr": args.alpha_lr},
         ]
         self.optimizer = torch.optim.Adam(groups, fused=True)
@@ -233,7 +232,7 @@ class Agent(nn.Module):
 
     def pim_tup_gradients(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict]:
         """Returns the gradients of `pim_tup_weights` and tensors to log."""
-        alpha = self.log_alpha.detach().exp()
+        alpha = self.log_alpha.exp()
         action, log_prob = self.policy(batch.obs, torch.randn_like(batch.action))  # reparameterized
         q = self.critics(batch.obs, action)
         entropy = -log_prob
@@ -502,11 +501,13 @@ def write(path: Path, content: dict):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's own, raised while it handles that of the disk
+            error = error.__context__ or error
         sys.exit(f"cannot write {path}: {error}")
 
 
 class Trainer:
-    """A run in its directory: environments, agent, replay buffer, log. `step` decides what happens next."""
+    """A run in its directory: environments, agent, replay buffer, log. All schedules follow from `step`."""
 
     def __init__(self, args: Args, run_dir: Path, saved_run: dict | None, cleanup: contextlib.ExitStack):
         self.args, self.run_dir = args, run_dir
@@ -625,7 +626,7 @@ class Trainer:
         if self.envs.return_queue:  # of the last 100 episodes
             numbers["charts/episodic_return"] = np.mean(self.envs.return_queue)
             numbers["charts/episodic_length"] = np.mean(self.envs.length_queue)
-        # self.step is the one at which this iteration began. A resumed run overwrites what it repeats.
+        # self.step is the one at which this iteration began. TensorBoard hides what a resumed run repeats.
         for tag, number in numbers.items():
             self.writer.add_scalar(tag, number, self.step)
 
@@ -650,7 +651,7 @@ class Trainer:
                 for i in range(args.updates_per_step):
                     update = iteration * args.updates_per_step + i
                     log.update(agent.update(buffer.sample(args.batch_size), update % args.policy_delay == 0))
-            next_obs, reward, terminated, truncated, infos = envs.step(action)
+            next_obs, reward, terminated, truncated, infos = envs.step(action)  # completes the step
             final_obs = next_obs.copy()
             for i in np.flatnonzero(terminated | truncated):  # next_obs is the first of the next episode
                 final_obs[i] = infos["final_obs"][i]

@@ -179,15 +179,18 @@ class Agent(nn.Module):
             "critics": Critics(obs_dim, action_dim, args.hidden_width),
         }
         online["policy"].exploration_noise = args.exploration_noise
-        self.online_weights, self.target_weights = [], []
+        self.online_weights = []
+        self.target_weights = []
+        self.pev_weights = []
         for name, network in online.items():
             target = copy.deepcopy(network).requires_grad_(False)
             setattr(self, name, network)
             setattr(self, f"target_{name}", target)
             self.online_weights += network.parameters()
             self.target_weights += target.parameters()
+            if name != "policy":
+                self.pev_weights += network.parameters()
         self.pim_weights = [*self.policy.parameters()]
-        self.pev_weights = self.online_weights[len(self.pim_weights) :]
         groups = [
             {"params": self.pev_weights, "lr": args.critic_lr},
             {"params": self.pim_weights, "lr": args.policy_lr},
@@ -484,11 +487,13 @@ def write(path: Path, content: dict):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # torch's own, raised while it handles that of the disk
+            error = error.__context__ or error
         sys.exit(f"cannot write {path}: {error}")
 
 
 class Trainer:
-    """A run in its directory: environments, agent, replay buffer, log. `step` decides what happens next."""
+    """A run in its directory: environments, agent, replay buffer, log. All schedules follow from `step`."""
 
     def __init__(self, args: Args, run_dir: Path, saved_run: dict | None, cleanup: contextlib.ExitStack):
         self.args, self.run_dir = args, run_dir
@@ -607,7 +612,7 @@ class Trainer:
         if self.envs.return_queue:  # of the last 100 episodes
             numbers["charts/episodic_return"] = np.mean(self.envs.return_queue)
             numbers["charts/episodic_length"] = np.mean(self.envs.length_queue)
-        # self.step is the one at which this iteration began. A resumed run overwrites what it repeats.
+        # self.step is the one at which this iteration began. TensorBoard hides what a resumed run repeats.
         for tag, number in numbers.items():
             self.writer.add_scalar(tag, number, self.step)
 
@@ -632,7 +637,7 @@ class Trainer:
                 for i in range(args.updates_per_step):
                     update = iteration * args.updates_per_step + i
                     log.update(agent.update(buffer.sample(args.batch_size), update % args.policy_delay == 0))
-            next_obs, reward, terminated, truncated, infos = envs.step(action)
+            next_obs, reward, terminated, truncated, infos = envs.step(action)  # completes the step
             final_obs = next_obs.copy()
             for i in np.flatnonzero(terminated | truncated):  # next_obs is the first of the next episode
                 final_obs[i] = infos["final_obs"][i]

@@ -16,7 +16,12 @@ import torch
 from reference import DEVICES, SCRIPTS, VARIANTS, B, make_agent, make_batch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-TRAINED = {"pev": {"q", "sigma"}, "pis": {"qe"}, "pim": {"q", "entropy"}, "tup": {"log_alpha"}}
+TRAINED = {
+    "pev": {"q", "sigma"},
+    "pis": {"qe"},
+    "pim": {"q", "entropy", "trajectory_entropy"},
+    "tup": {"log_alpha"},
+}
 STEPS = [(script, step) for script in SCRIPTS for step in TRAINED if hasattr(SCRIPTS[script], step)]
 
 

@@ -237,6 +237,28 @@ def test_a_run_without_a_checkpoint(run_dir, capsys):
         assert content(run_dir) == before
 
 
+def test_a_run_killed_before_its_first_checkpoint(tmp_path, monkeypatch):
+    """The same command resumes it. A copy of the directory is what kill -9 would leave."""
+    with monkeypatch.context() as patch:
+        call_at(patch, Moment.LEARNING, lambda: shutil.copytree(tmp_path / "run", tmp_path / "killed"))
+        train("Recording", tmp_path / "run", "sac")
+    assert train("Recording", tmp_path / "killed", "sac").code == 0
+    assert load(tmp_path / "killed")["step"] == 100
+
+
+def test_a_run_that_finishes_while_another_process_starts(tmp_path, run_dir, monkeypatch):
+    """The second process has seen no policy.pt, then waits for its environments; it must not start over."""
+    handle_signals = sac.handle_signals
+
+    def finish_meanwhile(cleanup):
+        shutil.copytree(run_dir, tmp_path / "second")
+        return handle_signals(cleanup)
+
+    monkeypatch.setattr(sac, "handle_signals", finish_meanwhile)
+    assert train("Recording", tmp_path / "second", "sac").fails_with("at the same time")
+    assert content(tmp_path / "second")["policy.pt"] == content(run_dir)["policy.pt"]
+
+
 class Malicious:
     def __reduce__(self):
         return os.mkdir, ("executed",)

@@ -20,10 +20,12 @@ def my_idea(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
 
-    def write(old="", new=""):
-        (tmp_path / "my_idea.py").write_text(
-            (ROOT / "sac.py").read_text().replace(old, new) if old else (ROOT / "sac.py").read_text()
-        )
+    def write(*changes):
+        text = (ROOT / "sac.py").read_text()
+        for old, new in changes:
+            assert text.count(old) == 1
+            text = text.replace(old, new)
+        (tmp_path / "my_idea.py").write_text(text)
         sys.modules.pop("my_idea", None)
         importlib.invalidate_caches()
 
@@ -48,7 +50,7 @@ def test_a_changed_script_resumes_only_with_run_dir(tmp_path, my_idea, capsys):
     my_idea()
     for steps in (60, 80):
         assert train("Recording", None, "my_idea", total_timesteps=steps).code == 0
-    my_idea("log_alpha.clamp_(-15, 15)", "log_alpha.clamp_(-14, 14)")
+    my_idea(("log_alpha.clamp_(-15, 15)", "log_alpha.clamp_(-14, 14)"))
     for steps in (80, 100):
         assert train("Recording", None, "my_idea", total_timesteps=steps).fails_with("resume with --run-dir")
     assert load(run_dir)["step"] == 80 and "note" not in capsys.readouterr().err
@@ -67,12 +69,41 @@ def test_changed_networks_cannot_resume_and_keep_the_files(tmp_path, my_idea):
     my_idea()
     train("Recording", tmp_path / "run", "my_idea", total_timesteps=60)
     before = load(tmp_path / "run")
-    my_idea("for fan_in in (inputs, width, width):", "for fan_in in (inputs, width):")
+    my_idea(("for fan_in in (inputs, width, width):", "for fan_in in (inputs, width):"))
     result = train("Recording", tmp_path / "run", "my_idea")
     assert result.code == 1 and re.search(
         "cannot resume .* with other networks.*\n.*policy.net", result.message
     )
     assert load(tmp_path / "run")["step"] == before["step"] == 60
+
+
+def test_changed_optimizer_settings_take_effect(tmp_path, my_idea):
+    my_idea()
+    train("Recording", tmp_path / "run", "my_idea", total_timesteps=60)
+    my_idea(("fused=True", "fused=True, betas=(0.8, 0.9)"))
+    assert train("Recording", tmp_path / "run", "my_idea").code == 0
+    optimizer = load(tmp_path / "run")["optimizer"]
+    assert all(group["betas"] == (0.8, 0.9) for group in optimizer["param_groups"])
+    updates = max(float(moment["step"]) for moment in optimizer["state"].values())
+    assert updates == 30  # resumed with the moments
+
+
+def test_an_argument_that_cannot_be_loaded_again(tmp_path, my_idea):
+    """The run fails at its start, not when it resumes."""
+    path = "    path: Path = Path()\n"
+    my_idea(
+        ("import math\n", "import math\nfrom pathlib import Path\n"),
+        ("    seed: int", path + "    seed: int"),
+    )
+    assert train("Recording", tmp_path / "run", "my_idea").fails_with("cannot read .*policy.pt")
+
+
+def test_a_mistake_in_a_changed_agent_shows_where_it_is(tmp_path, my_idea):
+    my_idea(
+        ("        self.args = args\n        action_dim", "        self.args = int('?')\n        action_dim")
+    )
+    with pytest.raises(ValueError, match="invalid literal"):
+        train("Recording", tmp_path / "run", "my_idea")
 
 
 def test_arguments_of_an_older_script(tmp_path):

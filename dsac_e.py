@@ -18,8 +18,8 @@ reward, Qe that of the entropy. Right of <- are target networks, a' ~ pi_target(
 alpha is the Lagrange multiplier of E[-log pi + Qe] >= budget = rho * H0 / (1 - gamma), where H0 = -A nats is
 SAC's target entropy. Shapes: B batch, S observation, A action dimensions. What is not in the papers is marked
 [ours]. The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns by seed, HalfCheetah-v4, 3 million steps: 7104, 6369, 7747; Ant-v4, 2 million steps: 1208,
-1749, 1725 (results/README.md).
+Returns by seed (results/README.md): HalfCheetah-v4, 3 million steps, 7104, 6369, 7747; Ant-v4, 2 million
+steps, 1208, 1749, 1725.
 """
 
 import copy

@@ -20,8 +20,8 @@ Three refinements: 1. Q follows the expected target, not a sampled one. 2. The t
 gives the target. 3. Clipping and gradient scale follow the mean of sigma, on any scale of the rewards.
 Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
 The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns by seed, HalfCheetah-v4, 3 million steps: 6255, 6406, 8127; Ant-v4, 2 million steps: 971, 994,
-1186 (results/README.md).
+Returns by seed (results/README.md): HalfCheetah-v4, 3 million steps, 6255, 6406, 8127; Ant-v4, 2 million
+steps, 971, 994, 1186.
 """
 
 import copy

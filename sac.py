@@ -16,7 +16,7 @@ single steps at H0 = -A nats. With target critics at s', a' ~ pi(.|s') and d = 1
 
 Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
 The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns by seed, HalfCheetah-v4, 3 million steps: 6826, 7241 (results/README.md).
+Returns by seed (results/README.md): HalfCheetah-v4, 3 million steps, 6826, 7241.
 """
 
 import copy

@@ -16,7 +16,7 @@ critic. With target networks at s', a' = pi_target(s') + clipped noise, within b
 Policy and target networks are updated less often than the critics (Section 5.2).
 Networks, learning rates and warm-up are those of DSAC-T. Shapes: B batch, S observation, A action dimensions.
 The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns by seed, HalfCheetah-v4, 3 million steps: 6198, 1522 (results/README.md).
+Returns by seed (results/README.md): HalfCheetah-v4, 3 million steps, 6198, 1522.
 """
 
 import copy

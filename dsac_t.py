@@ -20,8 +20,8 @@ Three refinements: 1. Q follows the expected target, not a sampled one. 2. The t
 gives the target. 3. Clipping and gradient scale follow the mean of sigma, on any scale of the rewards.
 Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
 The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns by seed (results/README.md): HalfCheetah-v4, 3 million steps, 6255, 6406, 8127; Ant-v4, 2 million
-steps, 971, 994, 1186.
+Returns by seed (results/README.md): HalfCheetah-v4, 150,000 updates (3 million steps), 6255, 6406, 8127;
+Ant-v4, 100,000 updates, 971, 994, 1186.
 """
 
 import copy
@@ -88,7 +88,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-limit, limit))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Unlike x @ weight.mT, this gives the weight's gradient the memory layout of the weight: no copy.
+        # Unlike x @ weight.mT, this gives the weight's gradient the layout of the weight: no copy later.
         return (self.weight @ x.mT).mT + self.bias
 
 
@@ -149,7 +149,7 @@ class Critics(nn.Module):
 
 
 def running_mean(mean: Tensor, new: Tensor, tau: float) -> Tensor:
-    """Exponential running mean with rate tau. 0 marks a mean without a value, which becomes the new one."""
+    """Exponential running mean with rate tau. A mean of 0 has no value yet and becomes the new one."""
     return torch.where(mean == 0, new, mean.lerp(new, tau))
 
 
@@ -173,8 +173,8 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
         # The negative log-likelihood of a target y under N(q, sigma^2) has the gradients
         #   d/dq = -(y - q) / sigma^2,    d/dsigma = -((y - q)^2 - sigma^2) / sigma^3.
         # Refinement 1: d/dq takes the expected target, which has less variance. Refinement 3: the sample is
-        # clipped around each q, and mean_sigma^2 + eps scales both gradients to the size of y - q. 3 and eps,
-        # which bounds 1 / sigma, are the constants of the authors' code.
+        # clipped around each q, and mean_sigma^2 + eps scales both gradients to the size of y - q. Both clips
+        # at 3 and eps, against a small sigma, are those of the authors' code.
         mean_sigma = running_mean(mean_sigma, sigma.mean(1), tau)
         clip_range = 3 * mean_sigma.unsqueeze(1)
         y_z_clipped = y_z.clamp(q - clip_range, q + clip_range)  # (n, B)
@@ -203,8 +203,8 @@ class Agent(nn.Module):
       another critic     is an entry of `online`, with a loss in pev_gradients
       another loss       is added before autograd.grad, which requires that each weight has a gradient
       more state         is a buffer; only buffers, parameters and `optimizer` are saved
-      another argument   is a field of Args, of a plain type, in MAY_BE_ZERO if 0 is allowed
-      another policy     keeps its arguments: evaluate_run makes one, too
+      another argument   is a field of Args, of a plain type and positive; 0 if it is in MAY_BE_ZERO
+      another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
       another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer, clone them
     With --no-compile, print() and pdb work everywhere.
     """
@@ -243,7 +243,7 @@ class Agent(nn.Module):
         budget = -float(action_dim)  # H0
         highest = np.log(high - low).sum()  # entropy of the uniform policy
         if budget >= highest:
-            raise ValueError(f"entropy budget {budget:g}, maximum {highest:g}: use RescaleAction")
+            raise ValueError(f"entropy budget {budget:g} >= maximum {highest:g}: use RescaleAction")
         self.register_buffer("budget", torch.tensor(budget), persistent=False)
 
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
@@ -255,7 +255,7 @@ class Agent(nn.Module):
             gradients, policy_log = self.pim_tup_gradients(batch)
             self.descend(self.pim_tup_weights, gradients)
             with torch.no_grad():
-                self.log_alpha.clamp_(-15, 15)  # [ours] so that alpha can rise again after a long fall
+                self.log_alpha.clamp_(-15, 15)  # [ours] so that alpha can return after a long drift
                 torch._foreach_lerp_(self.target_weights, self.online_weights, self.args.tau)
             log.update(policy_log)
         return log
@@ -303,8 +303,8 @@ class Agent(nn.Module):
 # ============================================================================================================
 # The harness: environments, replay, checkpoints, training. Identical in dsac_e.py, dsac_t.py, sac.py, td3.py.
 # It needs from above: Args; Batch; Policy(obs_dim, low, high, hidden_width) with act(obs, deterministic);
-# Agent(args, obs_dim, low, high) with policy, optimizer, update(batch, update_policy), and `to_compile`, the
-# names of methods that take a batch.
+# Agent(args, obs_dim, low, high), an nn.Module with policy, optimizer, update(batch, update_policy) and
+# `to_compile`, the names of methods that take a batch. A ValueError about the "entropy budget" is no bug.
 
 import contextlib
 import functools
@@ -328,7 +328,7 @@ from tqdm import tqdm
 
 ALGORITHM = Path(__file__).stem  # a copy under another name has runs of its own
 CODE = f"{ALGORITHM}.py {zlib.crc32(Path(__file__).read_bytes()):08x}, torch {torch.__version__}"
-LOG_INTERVAL = 50  # times policy_delay: vector steps between log entries
+LOG_INTERVAL = 50  # log entries are this many times policy_delay vector steps apart
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
 SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # to derive seeds from --seed
@@ -589,7 +589,7 @@ class Trainer:
             sys.exit(f"cannot train in {run_dir} on {device}: {error}")
         if saved_run is None and (run_dir / "policy.pt").exists():
             sys.exit(f"another process has trained in {run_dir} at the same time: repeat the command")
-        self.agent = agent.to(device)
+        self.agent = agent.to(device)  # in place: its lists of parameters and the optimizer remain valid
         self.use_threads(cleanup, cores)
         if saved_run:
             self.resume()
@@ -689,7 +689,7 @@ class Trainer:
         remaining_updates = (args.total_timesteps - self.step) // args.num_envs * args.updates_per_step
         compiling = args.compile and remaining_updates > COMPILE_FROM
         obs, _ = envs.reset(seed=seed_all(args.seed, SEED_TRAINING, self.step))
-        self.evaluate_policy()  # which seeds the noise of what follows
+        self.evaluate_policy()  # seeds the noise of what follows
         while self.step < args.total_timesteps and not self.stop:
             learning = self.step >= max(args.learning_starts, args.num_envs)  # not with an empty buffer
             if learning and compiling:

@@ -16,7 +16,7 @@ critic. With target networks at s', a' = pi_target(s') + clipped noise, within b
 Policy and target networks are updated less often than the critics (Section 5.2).
 Networks, learning rates and warm-up are those of DSAC-T. Shapes: B batch, S observation, A action dimensions.
 The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns by seed (results/README.md): HalfCheetah-v4, 3 million steps, 6198, 1522.
+Returns by seed (results/README.md): HalfCheetah-v4, 150,000 updates (3 million steps), 6198, 1522.
 """
 
 import copy
@@ -81,7 +81,7 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(n, 1, fan_out).uniform_(-limit, limit))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Unlike x @ weight.mT, this gives the weight's gradient the memory layout of the weight: no copy.
+        # Unlike x @ weight.mT, this gives the weight's gradient the layout of the weight: no copy later.
         return (self.weight @ x.mT).mT + self.bias
 
 
@@ -163,8 +163,8 @@ class Agent(nn.Module):
       another critic     is an entry of `online`, with a loss in pev_gradients
       another loss       is added before autograd.grad, which requires that each weight has a gradient
       more state         is a buffer; only buffers, parameters and `optimizer` are saved
-      another argument   is a field of Args, of a plain type, in MAY_BE_ZERO if 0 is allowed
-      another policy     keeps its arguments: evaluate_run makes one, too
+      another argument   is a field of Args, of a plain type and positive; 0 if it is in MAY_BE_ZERO
+      another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
       another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer, clone them
     With --no-compile, print() and pdb work everywhere.
     """
@@ -244,8 +244,8 @@ class Agent(nn.Module):
 # ============================================================================================================
 # The harness: environments, replay, checkpoints, training. Identical in dsac_e.py, dsac_t.py, sac.py, td3.py.
 # It needs from above: Args; Batch; Policy(obs_dim, low, high, hidden_width) with act(obs, deterministic);
-# Agent(args, obs_dim, low, high) with policy, optimizer, update(batch, update_policy), and `to_compile`, the
-# names of methods that take a batch.
+# Agent(args, obs_dim, low, high), an nn.Module with policy, optimizer, update(batch, update_policy) and
+# `to_compile`, the names of methods that take a batch. A ValueError about the "entropy budget" is no bug.
 
 import contextlib
 import functools
@@ -269,7 +269,7 @@ from tqdm import tqdm
 
 ALGORITHM = Path(__file__).stem  # a copy under another name has runs of its own
 CODE = f"{ALGORITHM}.py {zlib.crc32(Path(__file__).read_bytes()):08x}, torch {torch.__version__}"
-LOG_INTERVAL = 50  # times policy_delay: vector steps between log entries
+LOG_INTERVAL = 50  # log entries are this many times policy_delay vector steps apart
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
 SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # to derive seeds from --seed
@@ -530,7 +530,7 @@ class Trainer:
             sys.exit(f"cannot train in {run_dir} on {device}: {error}")
         if saved_run is None and (run_dir / "policy.pt").exists():
             sys.exit(f"another process has trained in {run_dir} at the same time: repeat the command")
-        self.agent = agent.to(device)
+        self.agent = agent.to(device)  # in place: its lists of parameters and the optimizer remain valid
         self.use_threads(cleanup, cores)
         if saved_run:
             self.resume()
@@ -630,7 +630,7 @@ class Trainer:
         remaining_updates = (args.total_timesteps - self.step) // args.num_envs * args.updates_per_step
         compiling = args.compile and remaining_updates > COMPILE_FROM
         obs, _ = envs.reset(seed=seed_all(args.seed, SEED_TRAINING, self.step))
-        self.evaluate_policy()  # which seeds the noise of what follows
+        self.evaluate_policy()  # seeds the noise of what follows
         while self.step < args.total_timesteps and not self.stop:
             learning = self.step >= max(args.learning_starts, args.num_envs)  # not with an empty buffer
             if learning and compiling:

@@ -71,12 +71,12 @@ def test_unattainable_budget_is_refused(script):
         low, width = np.array([5.0, -1.0]), np.exp([log_width - 1, 1.0])
         return script.Agent(script.Args(hidden_width=4, **arguments), S, low, low + width)
 
-    with pytest.raises(ValueError, match="-2 > .*-2.01.* RescaleAction"):
+    with pytest.raises(ValueError, match="-2 >= .*-2.01.* RescaleAction"):
         make(-2.01)
     make(-1.99)
     if script is dsac_e:
         for arguments in ({}, {"tec": False}, {"tec": False, "res": False}):
-            with pytest.raises(ValueError, match="raise --rho"):
+            with pytest.raises(ValueError, match="larger --rho"):
                 make(-1.99, rho=0.9, **arguments)
             make(-3.9, rho=2.0, **arguments)
 

@@ -10,7 +10,7 @@ import dsac_e
 
 
 @pytest.mark.parametrize("env, says", [
-    ("Narrow", "raise --rho or RescaleAction"),
+    ("Narrow", "RescaleAction or a larger --rho"),
     ("Dictionary", "FlattenObservation"),
     ("Image", "FlattenObservation"),
     ("IntegerAction", "actions real and bounded"),

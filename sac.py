@@ -111,7 +111,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2  # of u: noise = (u - mu) / std
-        # log |d action / d u|: the density is per unit of the environment's own action, and so is H0.
+        # log |d action / d u|: the density is per unit of the environment's own action; H0 is not rescaled.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -172,9 +172,9 @@ class Agent(nn.Module):
       another critic     has its parameters in `pev_weights`, a target network also in the two lists before
       another loss       is added before autograd.grad, which requires that each weight has a gradient
       more state         is a buffer; only buffers, parameters and `optimizer` are saved
-      another argument   is a field of Args, of a plain type and positive; 0 if it is in MAY_BE_ZERO
+      another argument   is a field of Args, of a plain type and positive, or 0 if MAY_BE_ZERO lists it
       another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
-      another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer, clone them
+      another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer: clone them
     With --no-compile, print() and pdb work everywhere.
     """
 
@@ -259,7 +259,7 @@ class Agent(nn.Module):
 # The harness: environments, replay, checkpoints, training. Identical in dsac_e.py, dsac_t.py, sac.py, td3.py.
 # It needs from above: Args; Batch; Policy(obs_dim, low, high, hidden_width) with act(obs, deterministic);
 # Agent(args, obs_dim, low, high), an nn.Module with policy, optimizer, update(batch, update_policy) and
-# `to_compile`, the names of methods that take a batch. A ValueError about the "entropy budget" is no bug.
+# `to_compile`, the names of methods that take a batch. A ValueError with "entropy budget" gets no traceback.
 
 import contextlib
 import functools
@@ -283,7 +283,7 @@ from tqdm import tqdm
 
 ALGORITHM = Path(__file__).stem  # a copy under another name has runs of its own
 CODE = f"{ALGORITHM}.py {zlib.crc32(Path(__file__).read_bytes()):08x}, torch {torch.__version__}"
-LOG_INTERVAL = 50  # log entries are this many times policy_delay vector steps apart
+LOG_INTERVAL = 50  # one log entry per LOG_INTERVAL * policy_delay vector steps, with a policy update
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
 SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # to derive seeds from --seed
@@ -304,7 +304,7 @@ class CheckedEnv(gym.Wrapper):
         return self.checked(obs, 0.0)[0], {}
 
     def begin(self, action: np.ndarray):
-        """Starts a step, in a thread if there is a pool; step() completes it."""
+        """Starts a step in a thread, or without a pool leaves it to step(), which completes it."""
         if not np.isfinite(action).all():
             sys.exit("training has diverged: the policy returned a non-finite action")
         action = action.clip(self.action_space.low, self.action_space.high)  # rounding may exceed the bounds
@@ -644,7 +644,7 @@ class Trainer:
         remaining_updates = (args.total_timesteps - self.step) // args.num_envs * args.updates_per_step
         compiling = args.compile and remaining_updates > COMPILE_FROM
         obs, _ = envs.reset(seed=seed_all(args.seed, SEED_TRAINING, self.step))
-        self.evaluate_policy()  # seeds the noise of what follows
+        self.evaluate_policy()  # seeds what follows, except the environments
         while self.step < args.total_timesteps and not self.stop:
             learning = self.step >= max(args.learning_starts, args.num_envs)  # not with an empty buffer
             if learning and compiling:

@@ -506,7 +506,7 @@ class Trainer:
         self.finished = False
         self.interrupted = False  # by a second signal
         seed_all(args.seed, SEED_WEIGHTS)
-        cores = torch.get_num_threads()  # all, or OMP_NUM_THREADS; if 1, environments have no threads
+        cores = torch.get_num_threads()  # all, or OMP_NUM_THREADS, which limits env_threads, too
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(min(4, cores))  # more would be slower for products of this size
         self.envs, self.spaces = make_envs(args.env_id, args.num_envs, cleanup, saved_run)

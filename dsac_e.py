@@ -173,7 +173,7 @@ class EntropyCritic(nn.Module):
 
 
 class StepsCritic(EntropyCritic):
-    """[ours] steps(s, a) = E[sum_{t>=1} gamma^t], the discounted number of steps that follow; same network.
+    """[ours] steps(s, a) = E[sum_{t>=1} gamma^t], the discounted number of steps that follow; own weights.
 
     With --center-entropy, Qe = deviation + mean_entropy * steps: mean_entropy is a running mean; the entropy
     critic learns the deviation, with entropy - mean_entropy in place of the entropy. The sum converges to the

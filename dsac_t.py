@@ -20,8 +20,8 @@ Three refinements: 1. Q follows the expected target, not a sampled one. 2. The t
 gives the target. 3. Clipping and gradient scale follow the mean of sigma, on any scale of the rewards.
 Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
 The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns of HalfCheetah-v4 (results/): 11327 after 30 million steps with 64 hidden units (seed 0); 6255,
-6406 and 8127 after 3 million steps, a tenth of a default run, with 256 (seeds 0, 1, 2).
+Returns of HalfCheetah-v4 (results/): 11327 after 30 million steps, 1.5 million updates, with 64 hidden units
+(seed 0); 6255, 6406 and 8127 after 3 million steps, 150,000 updates, with 256 (seeds 0, 1, 2).
 """
 
 import copy
@@ -116,7 +116,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2  # of u: noise = (u - mu) / std
-        # log |d action / d u|: the density is per unit of the environment's own action; H0 is not rescaled.
+        # log |d action / d u|, with half_range: in units of the environment's action. H0 = -A in any units.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -161,7 +161,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
     q, sigma at (s, a) and next_q, next_sigma of the target critics at (s', a'), each (n, B); next_log_prob of
     a', reward, standard normal noise, discount = gamma (1 - d), each (B,); alpha (); mean_sigma (n,): running
     mean of sigma, initially 0.
-    Returns a surrogate loss, of which only the gradient matters, the new mean_sigma, the target of Q (1, B).
+    Returns three: a surrogate loss, which matters for its gradient; mean_sigma (n,); target of Q (1, B).
     """
     with torch.no_grad():
         # Refinement 2, twin value distributions: the target is the twin with the smaller mean.
@@ -182,7 +182,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, next_log_p
         scale = mean_sigma.square().unsqueeze(1) + eps
         q_gradient = -scale * (y_q - q) / (sigma**2 + eps)
         sigma_gradient = -scale * ((y_z_clipped - q) ** 2 - sigma**2) / (sigma**3 + eps)
-    # The gradients of this sum are q_gradient in q and sigma_gradient in sigma.
+    # Before the mean, its gradients are q_gradient in q and sigma_gradient in sigma.
     return (q_gradient * q + sigma_gradient * sigma).mean(1).sum(), mean_sigma, y_q
 
 
@@ -201,9 +201,7 @@ class Agent(nn.Module):
 
     To modify it, copy this file under a new name, which gives it runs of its own. Then
       another critic     is an entry of `online`, with a loss in pev_gradients
-      another loss       is added before autograd.grad, which requires that each weight has a gradient
       more state         is a buffer; only buffers, parameters and `optimizer` are saved
-      another argument   is a field of Args, of a plain type and positive, or 0 if MAY_BE_ZERO lists it
       another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
       another layer      has parameters with a leading n, as StackedLinear, or the twins share them
       a schedule         is a buffer that Trainer.train sets in place, from `step`, before agent.update
@@ -334,8 +332,11 @@ LOG_INTERVAL = 50  # one log entry per LOG_INTERVAL * policy_delay vector steps,
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
 SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # to derive seeds from --seed
-MAY_BE_ZERO = {"seed", "gamma", "rho", "learning_starts", "env_threads",
-               "exploration_noise", "target_noise", "noise_clip"}  # of TD3  # fmt: skip
+POSITIVE = {"tau", "policy_delay", "policy_lr", "critic_lr", "alpha_lr", "initial_alpha", "hidden_width",
+            "batch_size", "buffer_size", "num_envs", "updates_per_step", "total_timesteps", "eval_interval",
+            "eval_episodes", "checkpoint_interval"}  # fmt: skip
+NOT_NEGATIVE = {"rho", "gamma", "learning_starts", "seed", "env_threads",
+                "exploration_noise", "target_noise", "noise_clip"}  # these three: td3.py  # fmt: skip
 MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "env_threads",
               "device", "compile", "run_dir", "evaluate", "capture_video"}  # fmt: skip
 
@@ -760,7 +761,10 @@ def evaluate_run(args: Args, run_dir: Path, saved_run: dict):
         stop = handle_signals(cleanup)
         (obs_dim,), box = envs.single_observation_space.shape, envs.single_action_space
         policy = Policy(obs_dim, box.low, box.high, saved_run["args"]["hidden_width"])
-        policy.load_state_dict(saved_run["policy"])
+        try:
+            policy.load_state_dict(saved_run["policy"])
+        except RuntimeError as error:  # the script has been changed
+            sys.exit(f"cannot evaluate {run_dir} with another policy: {error}")
         seed = seed_all(args.seed, SEED_EVALUATION, saved_run["step"])  # as in training
         try:
             with contextlib.suppress(KeyboardInterrupt):  # a second signal
@@ -787,7 +791,8 @@ def check_arguments(args: Args):
         if type(value) in (int, float):
             option = f"--{name.replace('_', '-')} {value}"
             require(abs(value) < 2**62, f"{option} is not a number or too large")  # NaN fails, too
-            require(value > 0 or (value == 0 and name in MAY_BE_ZERO), f"{option} must be positive")
+            require(value > 0 or name not in POSITIVE, f"{option} must be positive")
+            require(value >= 0 or name not in NOT_NEGATIVE, f"{option} must not be negative")
     require(args.gamma < 1, f"--gamma {args.gamma} must be less than 1")
     require(args.tau <= 1, f"--tau {args.tau} must not exceed 1")
     require(args.num_envs <= args.buffer_size, f"--num-envs {args.num_envs} exceeds --buffer-size")

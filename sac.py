@@ -16,8 +16,8 @@ single steps at H0 = -A nats. With target critics at s', a' ~ pi(.|s') and d = 1
 
 Shapes: B batch, S observation, A action dimensions. [ours]: not in the paper.
 The algorithm ends at the line of = signs. Below it is the harness: environments, replay, checkpoints.
-Returns of HalfCheetah-v4 (results/): 10268 after 30 million steps with 64 hidden units (seed 0); 6826
-and 7241 after 3 million steps, a tenth of a default run, with 256 (seeds 0, 1).
+Returns of HalfCheetah-v4 (results/): 10268 after 30 million steps, 1.5 million updates, with 64 hidden units
+(seed 0); 6826 and 7241 after 3 million steps, 150,000 updates, with 256 (seeds 0, 1).
 """
 
 import copy
@@ -112,7 +112,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2  # of u: noise = (u - mu) / std
-        # log |d action / d u|: the density is per unit of the environment's own action; H0 is not rescaled.
+        # log |d action / d u|, with half_range: in units of the environment's action. H0 = -A in any units.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -171,9 +171,7 @@ class Agent(nn.Module):
 
     To modify it, copy this file under a new name, which gives it runs of its own. Then
       another critic     has its parameters in `pev_weights`, a target network also in the two lists before
-      another loss       is added before autograd.grad, which requires that each weight has a gradient
       more state         is a buffer; only buffers, parameters and `optimizer` are saved
-      another argument   is a field of Args, of a plain type and positive, or 0 if MAY_BE_ZERO lists it
       another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
       another layer      has parameters with a leading n, as StackedLinear, or the twins share them
       a schedule         is a buffer that Trainer.train sets in place, from `step`, before agent.update
@@ -290,8 +288,11 @@ LOG_INTERVAL = 50  # one log entry per LOG_INTERVAL * policy_delay vector steps,
 EVAL_LIMIT = 10_000  # steps after which an evaluation episode is cut off
 COMPILE_FROM = 10_000  # number of remaining updates above which torch.compile pays off
 SEED_WEIGHTS, SEED_TRAINING, SEED_EVALUATION = 1, 2, 3  # to derive seeds from --seed
-MAY_BE_ZERO = {"seed", "gamma", "rho", "learning_starts", "env_threads",
-               "exploration_noise", "target_noise", "noise_clip"}  # of TD3  # fmt: skip
+POSITIVE = {"tau", "policy_delay", "policy_lr", "critic_lr", "alpha_lr", "initial_alpha", "hidden_width",
+            "batch_size", "buffer_size", "num_envs", "updates_per_step", "total_timesteps", "eval_interval",
+            "eval_episodes", "checkpoint_interval"}  # fmt: skip
+NOT_NEGATIVE = {"rho", "gamma", "learning_starts", "seed", "env_threads",
+                "exploration_noise", "target_noise", "noise_clip"}  # these three: td3.py  # fmt: skip
 MAY_CHANGE = {"total_timesteps", "eval_interval", "eval_episodes", "checkpoint_interval", "env_threads",
               "device", "compile", "run_dir", "evaluate", "capture_video"}  # fmt: skip
 
@@ -716,7 +717,10 @@ def evaluate_run(args: Args, run_dir: Path, saved_run: dict):
         stop = handle_signals(cleanup)
         (obs_dim,), box = envs.single_observation_space.shape, envs.single_action_space
         policy = Policy(obs_dim, box.low, box.high, saved_run["args"]["hidden_width"])
-        policy.load_state_dict(saved_run["policy"])
+        try:
+            policy.load_state_dict(saved_run["policy"])
+        except RuntimeError as error:  # the script has been changed
+            sys.exit(f"cannot evaluate {run_dir} with another policy: {error}")
         seed = seed_all(args.seed, SEED_EVALUATION, saved_run["step"])  # as in training
         try:
             with contextlib.suppress(KeyboardInterrupt):  # a second signal
@@ -743,7 +747,8 @@ def check_arguments(args: Args):
         if type(value) in (int, float):
             option = f"--{name.replace('_', '-')} {value}"
             require(abs(value) < 2**62, f"{option} is not a number or too large")  # NaN fails, too
-            require(value > 0 or (value == 0 and name in MAY_BE_ZERO), f"{option} must be positive")
+            require(value > 0 or name not in POSITIVE, f"{option} must be positive")
+            require(value >= 0 or name not in NOT_NEGATIVE, f"{option} must not be negative")
     require(args.gamma < 1, f"--gamma {args.gamma} must be less than 1")
     require(args.tau <= 1, f"--tau {args.tau} must not exceed 1")
     require(args.num_envs <= args.buffer_size, f"--num-envs {args.num_envs} exceeds --buffer-size")

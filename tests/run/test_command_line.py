@@ -1,5 +1,6 @@
 """The command line: mistakes cost one line, arguments have an effect, printed commands work."""
 
+import importlib
 import math
 import re
 import subprocess
@@ -37,6 +38,16 @@ def test_one_line(tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     assert main("dsac_e", options("Recording", tmp_path / "run") + words.split()).fails_with(says)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_no_number_may_be_negative(tmp_path, script):
+    fields = vars(importlib.import_module(script).Args())
+    numbers = [name for name, value in fields.items() if type(value) in (int, float)]
+    assert len(numbers) > 15
+    for name in [*numbers, "env_threads"]:
+        option = f"--{name.replace('_', '-')}"
+        assert main(script, ["--run-dir", tmp_path / "run", option, -1]).fails_with(f"{option} -1.* must ")
 
 
 def test_smallest_values(tmp_path):

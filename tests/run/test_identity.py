@@ -75,6 +75,9 @@ def test_changed_networks_cannot_resume_and_keep_the_files(tmp_path, my_idea):
         "cannot resume .* with other networks.*\n.*policy.net", result.message
     )
     assert load(tmp_path / "run")["step"] == before["step"] == 60
+    assert main("my_idea", ["--run-dir", tmp_path / "run", "--evaluate"]).message.startswith(
+        "cannot evaluate"
+    )
 
 
 def test_changed_optimizer_settings_take_effect(tmp_path, my_idea):
@@ -86,6 +89,11 @@ def test_changed_optimizer_settings_take_effect(tmp_path, my_idea):
     assert all(group["betas"] == (0.8, 0.9) for group in optimizer["param_groups"])
     updates = max(float(moment["step"]) for moment in optimizer["state"].values())
     assert updates == 30  # resumed with the moments
+
+
+def test_a_new_argument_may_be_negative(tmp_path, my_idea):
+    my_idea(("    seed: int", "    offset: float = -1.0\n    seed: int"))
+    assert train("Recording", tmp_path / "run", "my_idea", total_timesteps=60).code == 0
 
 
 def test_an_argument_that_cannot_be_loaded_again(tmp_path, my_idea):

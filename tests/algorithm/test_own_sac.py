@@ -1,6 +1,6 @@
-"""README: the check for those who add DSAC-E to their own SAC accepts our functions and notices each mistake."""
+"""tools/check_own_sac.py accepts the functions of dsac_e.py and notices each mistake."""
 
-import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ import torch
 
 import dsac_e
 
-README = (Path(dsac_e.__file__).parent / "README.md").read_text()
+CHECK = Path(dsac_e.__file__).parent / "tools/check_own_sac.py"
 GAMMA, ALPHA = 0.9, 0.3
 
 
@@ -37,13 +37,15 @@ def mistaken(function, **change):
     {"alpha_loss": mistaken(alpha_loss, budget=-1.0)}, {"alpha_loss": mistaken(alpha_loss, factor=-1.0)},
 ], ids=["none", "alpha in Q", "current step", "no termination", "sign", "budget of a step", "leading minus"])  # fmt: skip
 def test_check(mistake):
-    (code,) = [
-        block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "def check" in block
-    ]
-    exec(code, scope := {})
+    check = runpy.run_path(CHECK)["check"]
     functions = {"q_target": q_target, "qe_target": qe_target, "alpha_loss": alpha_loss} | mistake
     if mistake:
         with pytest.raises(AssertionError):
-            scope["check"](**functions, gamma=GAMMA)
+            check(**functions, gamma=GAMMA)
     else:
-        scope["check"](**functions, gamma=GAMMA)
+        check(**functions, gamma=GAMMA)
+
+
+def test_its_example(capsys):
+    runpy.run_path(CHECK, run_name="__main__")
+    assert capsys.readouterr().out == "ok\n"

@@ -125,7 +125,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2  # of u: noise = (u - mu) / std
-        # log |d action / d u|, with half_range: in units of the environment's action. H0 = -A in any units.
+        # log |d action / d u|: the density is per unit of the environment's action. H0 stays -A in any unit.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -158,7 +158,7 @@ class Critics(nn.Module):
 
 
 class EntropyCritic(nn.Module):
-    """Qe(s, a) = E[sum_{t>=1} gamma^t H(pi|s_t)], the discounted entropy from the next state on, in nats.
+    """Qe(s, a) = E[sum_{t>=1} gamma^t H(pi|s_t)] until termination, the discounted later entropy, in nats.
 
     With --center-entropy it learns only the deviation, see StepsCritic.
     """
@@ -173,11 +173,11 @@ class EntropyCritic(nn.Module):
 
 
 class StepsCritic(EntropyCritic):
-    """[ours] steps(s, a) = E[sum_{t>=1} gamma^t], the discounted number of steps that follow; own weights.
+    """[ours] steps(s, a) = E[sum_{t>=1} gamma^t] until termination, the discounted number of later steps.
 
     With --center-entropy, Qe = deviation + mean_entropy * steps: mean_entropy is a running mean; the entropy
-    critic learns the deviation, with entropy - mean_entropy in place of the entropy. The sum converges to the
-    same Qe for every mean_entropy. But when the entropy changes in all states, the sum follows as fast as the
+    critic learns the deviation, with entropy - mean_entropy in place of the entropy. This Qe converges to the
+    same values for every mean_entropy. But when the entropy changes in all states, Qe follows as fast as the
     target policy and the running mean, in about policy_delay / tau updates. Bootstrapped targets alone need
     policy_delay / (tau (1 - gamma)).
     """
@@ -252,7 +252,7 @@ class Agent(nn.Module):
       more state         is a buffer, whose new value pev_pis_gradients returns in `means`, without gradient;
                          only buffers, parameters and `optimizer` are saved
       another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
-      another layer      has parameters with a leading n, as StackedLinear, or the twins share them
+      another layer      has parameters with a leading n, as StackedLinear; otherwise the twins share them
       a schedule         is a buffer that Trainer.train sets in place, from `step`, before agent.update
       another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer: clone them
     With --no-compile, print() and pdb work everywhere.
@@ -293,7 +293,7 @@ class Agent(nn.Module):
             {"params": self.policy.parameters(), "lr": args.policy_lr},
             {"params": self.log_alpha, "lr": args.alpha_lr},
         ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = torch.optim.Adam(groups, fused=True)  # agent.to(device) keeps the parameters
         budget = args.rho * -action_dim  # rho * H0
         highest = np.log(high - low).sum()  # entropy of the uniform policy
         if budget >= highest:
@@ -752,7 +752,7 @@ class Trainer:
 
     def evaluate_policy(self):
         self.save()  # for --evaluate and --capture-video of a run that is training
-        # Training continues with these generators, so another eval_interval changes what follows.
+        # Training continues with these generators, so a different eval_interval changes what follows.
         seed = seed_all(self.args.seed, SEED_EVALUATION, self.step)
         returns, lengths = evaluate(self.agent.policy, self.eval_envs, seed, self.stop)
         if not self.stop:

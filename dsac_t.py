@@ -116,7 +116,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2  # of u: noise = (u - mu) / std
-        # log |d action / d u|, with half_range: in units of the environment's action. H0 = -A in any units.
+        # log |d action / d u|: the density is per unit of the environment's action. H0 stays -A in any unit.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -203,7 +203,7 @@ class Agent(nn.Module):
       another critic     is an entry of `online`, with a loss in pev_gradients
       more state         is a buffer; only buffers, parameters and `optimizer` are saved
       another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
-      another layer      has parameters with a leading n, as StackedLinear, or the twins share them
+      another layer      has parameters with a leading n, as StackedLinear; otherwise the twins share them
       a schedule         is a buffer that Trainer.train sets in place, from `step`, before agent.update
       another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer: clone them
     With --no-compile, print() and pdb work everywhere.
@@ -239,7 +239,7 @@ class Agent(nn.Module):
             {"params": self.policy.parameters(), "lr": args.policy_lr},
             {"params": self.log_alpha, "lr": args.alpha_lr},
         ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = torch.optim.Adam(groups, fused=True)  # agent.to(device) keeps the parameters
         budget = -float(action_dim)  # H0
         highest = np.log(high - low).sum()  # entropy of the uniform policy
         if budget >= highest:
@@ -660,7 +660,7 @@ class Trainer:
 
     def evaluate_policy(self):
         self.save()  # for --evaluate and --capture-video of a run that is training
-        # Training continues with these generators, so another eval_interval changes what follows.
+        # Training continues with these generators, so a different eval_interval changes what follows.
         seed = seed_all(self.args.seed, SEED_EVALUATION, self.step)
         returns, lengths = evaluate(self.agent.policy, self.eval_envs, seed, self.stop)
         if not self.stop:

@@ -164,7 +164,7 @@ class Agent(nn.Module):
       another critic     is an entry of `online`, with a loss in pev_gradients
       more state         is a buffer; only buffers, parameters and `optimizer` are saved
       another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too
-      another layer      has parameters with a leading n, as StackedLinear, or the twins share them
+      another layer      has parameters with a leading n, as StackedLinear; otherwise the twins share them
       a schedule         is a buffer that Trainer.train sets in place, from `step`, before agent.update
       another curve      is an entry of `log`; CUDA graphs overwrite tensors that you keep longer: clone them
     With --no-compile, print() and pdb work everywhere.
@@ -198,7 +198,7 @@ class Agent(nn.Module):
             {"params": self.pev_weights, "lr": args.critic_lr},
             {"params": self.pim_weights, "lr": args.policy_lr},
         ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.optimizer = torch.optim.Adam(groups, fused=True)  # agent.to(device) keeps the parameters
 
     def update(self, batch: Batch, update_policy: bool) -> dict[str, Tensor]:
         """PEV; if `update_policy`, also PIM and the target networks. Returns tensors to log."""
@@ -602,7 +602,7 @@ class Trainer:
 
     def evaluate_policy(self):
         self.save()  # for --evaluate and --capture-video of a run that is training
-        # Training continues with these generators, so another eval_interval changes what follows.
+        # Training continues with these generators, so a different eval_interval changes what follows.
         seed = seed_all(self.args.seed, SEED_EVALUATION, self.step)
         returns, lengths = evaluate(self.agent.policy, self.eval_envs, seed, self.stop)
         if not self.stop:

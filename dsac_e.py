@@ -248,7 +248,7 @@ class Agent(nn.Module):
     """Networks, temperature and optimizer; `update` is one update of DSAC-E.
 
     To modify it, copy this file under a new name, which gives it runs of its own. Then
-      another critic     is an entry of `online`, with a loss in pev_pis_gradients
+      another critic     is an entry of `online`, with a loss in pev_pis_gradients; more twins: Critics.n
       more state         is a buffer, whose new value pev_pis_gradients returns in `means`, without gradient;
                          only buffers, parameters and `optimizer` are saved
       another policy     keeps the class's name, arguments and act(): evaluate_run makes one, too

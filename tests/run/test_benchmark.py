@@ -105,7 +105,7 @@ def test_a_variant_is_a_script_with_any_of_its_options():
 
 def test_a_failed_run_is_reported_and_the_others_finish(tmp_path):
     bench = start(tmp_path, "main", SEEDS="0 2 3")
-    out, _ = bench.communicate(timeout=120)
+    out, _ = bench.communicate(timeout=300)
     assert bench.returncode == 3 and out.count("failed with exit code 3") == out.count("failed") == 1
     logs = {path.name[-5]: path.read_text() for path in tmp_path.glob("all runs/*.log")}
     assert "an error" in logs["0"] and "finished" in logs["2"] and "finished" in logs["3"]
@@ -122,11 +122,11 @@ def test_the_same_command_resumes_stopped_runs(tmp_path, send, number):
     log = tmp_path / "all runs/Pendulum-v1__sac__1.log"
     started(log, bench)
     send(bench.pid, number)
-    out, _ = bench.communicate(timeout=120)
+    out, _ = bench.communicate(timeout=300)
     assert bench.returncode == 130 and "failed" not in out and "finished" not in log.read_text()
     assert out.count(" of 2: ") == 1  # JOBS=1, and none is started after the signal
     bench = start(tmp_path, "main", SEEDS="1 2", JOBS="1")
-    assert bench.wait(timeout=120) == 0
+    assert bench.wait(timeout=300) == 0
     assert all("finished" in path.read_text() for path in tmp_path.glob("all runs/*.log"))
 
 
@@ -136,7 +136,7 @@ def test_slurm_tasks_are_requeued_at_the_time_limit_but_not_after_scancel(tmp_pa
         (tmp_path / name).write_text(f"#!/bin/sh\nprintf '%s\\n' {name} \"$@\" >>'{tmp_path}/calls'\n")
         (tmp_path / name).chmod(0o755)
     path = {"PATH": f"{tmp_path}:{CLEAN['PATH']}"}
-    assert start(tmp_path, "--slurm", "main", "--partition=gpu", SEEDS="0 1", **path).wait(timeout=60) == 0
+    assert start(tmp_path, "--slurm", "main", "--partition=gpu", SEEDS="0 1", **path).wait(timeout=300) == 0
     calls = (tmp_path / "calls").read_text().splitlines()
     assert {"--array=1-2%2", "--partition=gpu", "--signal=B:USR1@120"} <= {*calls}
     log = tmp_path / "all runs/Pendulum-v1__sac__1.log"
@@ -147,7 +147,7 @@ def test_slurm_tasks_are_requeued_at_the_time_limit_but_not_after_scancel(tmp_pa
         task = subprocess.Popen(["sh", "-c", calls[-1]], cwd=tmp_path, env=env, stdout=subprocess.PIPE)
         started(log, task)
         task.send_signal(number)
-        out, _ = task.communicate(timeout=60)
+        out, _ = task.communicate(timeout=300)
         assert task.returncode == 130 and b"failed" not in out and "finished" not in log.read_text()
         assert ("7_2" in (tmp_path / "calls").read_text().splitlines()) == requeued
     env["SLURM_ARRAY_TASK_ID"] = "1"  # its run fails

@@ -193,7 +193,7 @@ def test_signals_to_a_process(tmp_path):
     process.stdout.close()  # as Ctrl-C does, if stdout is a pipe to tee
     process.terminate()
     err = process.stderr.read()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(300) == 128 + signal.SIGTERM
     assert err.startswith(f"stopped at step {load(tmp_path / 'run')['step']};") and err.count("\n") == 1
 
 

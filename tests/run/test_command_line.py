@@ -77,7 +77,7 @@ OWN_MODULE = f"""
     from environments import GlobalRandomEnv
 
     # At exit, Python terminates this process and waits for it.
-    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(90,), daemon=True)
+    process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(900,), daemon=True)
 
 
     class OwnEnv(GlobalRandomEnv):
@@ -96,7 +96,7 @@ def test_default_directory_and_module_in_the_working_directory(tmp_path):
 
     def run(*words):
         command = [sys.executable, ROOT / "sac.py", "--env-id", "own:Own", *words]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
 
     (tmp_path / "own.py").write_text(textwrap.dedent(OWN_MODULE))
     words = options("Recording", None, env_id=None)

@@ -188,5 +188,5 @@ def test_every_environment_is_closed(tmp_path, monkeypatch, words):
 def test_closed_output(tmp_path):
     words = options("Recording", tmp_path / "run", total_timesteps=60)
     command = f"{sys.executable} {ROOT / 'sac.py'} {' '.join(words)} >&-"
-    assert subprocess.run(command, shell=True, cwd=ROOT / "tests", timeout=120).returncode == 0
+    assert subprocess.run(command, shell=True, cwd=ROOT / "tests", timeout=300).returncode == 0
     assert load(tmp_path / "run")["finished"]

@@ -41,7 +41,7 @@ class Args:
     """Train on a Gymnasium environment. Running the same command again resumes the run."""
 
     env_id: str = "Humanoid-v4"  # Gymnasium id; flat Box observations, bounded Box actions
-    rho: float | None = None  # larger allows less entropy; default: 1, or 20 for Humanoid and Walker2d
+    rho: float | None = None  # larger requires less entropy; default: 1, or 20 for Humanoid and Walker2d
     tec: bool = True  # trajectory entropy constraint; --no-tec constrains single steps to rho * H0 (ablation)
     res: bool = True  # reward/entropy separation; --no-res adds the entropy to the reward (ablation)
     center_entropy: bool = False  # [ours] Qe follows the mean entropy with little delay, see StepsCritic
@@ -125,7 +125,7 @@ class Policy(nn.Module):
         log_std = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
         u = mu + log_std.exp() * noise
         log_normal = -noise.square() / 2 - log_std - math.log(2 * math.pi) / 2  # of u: noise = (u - mu) / std
-        # log |d action / d u|: the density is per unit of the environment's action. H0 stays -A in any unit.
+        # log |d action / d u|: the entropy depends on the unit of the environment's action, H0 = -A does not.
         # The first term is log(1 - tanh(u)^2), accurate where tanh(u) rounds to +-1.
         log_slope = 2 * (math.log(2) - u - F.softplus(-2 * u)) + self.half_range.log()
         return self.center + self.half_range * u.tanh(), (log_normal - log_slope).sum(-1)
@@ -217,7 +217,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, reward: Te
         #   d/dq = -(y - q) / sigma^2,    d/dsigma = -((y - q)^2 - sigma^2) / sigma^3.
         # Expected value substitution: d/dq takes the expected target, which has less variance. Variance-based
         # adjustment: the sample is clipped around each q, and mean_sigma^2 + eps scales both gradients to the
-        # size of y - q. Both clips at 3 and eps, against a small sigma, are those of the DSAC authors' code.
+        # size of y - q. The two clips at 3, and eps against a small sigma, are those of the authors' code.
         mean_sigma = running_mean(mean_sigma, sigma.mean(1), tau)
         clip_range = 3 * mean_sigma.unsqueeze(1)
         y_z_clipped = y_z.clamp(q - clip_range, q + clip_range)  # (n, B)
@@ -580,8 +580,8 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[i
 class ReplayBuffer:
     """Ring buffer of transitions, one row each, so that a batch is a single gather.
 
-    Transition i of the run, of environment i % num_envs, is in row i % capacity. Transition i + num_envs
-    continues it if its obs is the next_obs of i; otherwise the episode ended, or the run was resumed.
+    Transition i of the run, of environment i % num_envs, is in row i % capacity. For n-step returns: its
+    successor is i + num_envs if obs there is next_obs here; otherwise the episode ended or the run stopped.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str | torch.device):
@@ -657,7 +657,7 @@ class Trainer:
         self.finished = False
         self.interrupted = False  # by a second signal
         seed_all(args.seed, SEED_WEIGHTS)
-        cores = torch.get_num_threads()  # all, or OMP_NUM_THREADS, which limits env_threads, too
+        cores = torch.get_num_threads()  # or OMP_NUM_THREADS, which limits env_threads, too
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(min(4, cores))  # more would be slower for products of this size
         self.envs, self.spaces = make_envs(args.env_id, args.num_envs, cleanup, saved_run)

@@ -430,8 +430,8 @@ def evaluate(policy: Policy, envs: gym.vector.VectorEnv, seed: int, stop: list[i
 class ReplayBuffer:
     """Ring buffer of transitions, one row each, so that a batch is a single gather.
 
-    Transition i of the run, of environment i % num_envs, is in row i % capacity. Transition i + num_envs
-    continues it if its obs is the next_obs of i; otherwise the episode ended, or the run was resumed.
+    Transition i of the run, of environment i % num_envs, is in row i % capacity. For n-step returns: its
+    successor is i + num_envs if obs there is next_obs here; otherwise the episode ended or the run stopped.
     """
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: str | torch.device):
@@ -507,7 +507,7 @@ class Trainer:
         self.finished = False
         self.interrupted = False  # by a second signal
         seed_all(args.seed, SEED_WEIGHTS)
-        cores = torch.get_num_threads()  # all, or OMP_NUM_THREADS, which limits env_threads, too
+        cores = torch.get_num_threads()  # or OMP_NUM_THREADS, which limits env_threads, too
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(min(4, cores))  # more would be slower for products of this size
         self.envs, self.spaces = make_envs(args.env_id, args.num_envs, cleanup, saved_run)

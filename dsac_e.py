@@ -217,7 +217,7 @@ def pev(q: Tensor, sigma: Tensor, next_q: Tensor, next_sigma: Tensor, reward: Te
         #   d/dq = -(y - q) / sigma^2,    d/dsigma = -((y - q)^2 - sigma^2) / sigma^3.
         # Expected value substitution: d/dq takes the expected target, which has less variance. Variance-based
         # adjustment: the sample is clipped around each q, and mean_sigma^2 + eps scales both gradients to the
-        # size of y - q. The two clips at 3, and eps against a small sigma, are those of the authors' code.
+        # size of y - q. Both clips at 3, and eps against a small sigma, are those of the DSAC authors' code.
         mean_sigma = running_mean(mean_sigma, sigma.mean(1), tau)
         clip_range = 3 * mean_sigma.unsqueeze(1)
         y_z_clipped = y_z.clamp(q - clip_range, q + clip_range)  # (n, B)
@@ -326,7 +326,7 @@ class Agent(nn.Module):
         with torch.no_grad():
             next_action, next_log_prob = self.target_policy(batch.next_obs, torch.randn_like(batch.action))
             next_q, next_sigma = self.target_critics(batch.next_obs, next_action)
-            next_entropy = -next_log_prob  # one sample of H(pi_target|s'), which has no closed form
+            next_entropy = -next_log_prob  # one sample of H(pi_target|s'), as in SAC: it has no closed form
             if not args.res:  # ablation: the entropy of the next step is part of the reward
                 reward = reward + discount * self.log_alpha.exp() * next_entropy
 
